@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Broker', 'missing', 'refusal', 'mismatch', 'lookalikes', 'Look', 'look']
 
-# %% ../nbs/11_broker.ipynb #d0b86db3
+# %% ../nbs/11_broker.ipynb #80daa50e
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,7 +25,7 @@ from alpha_trader.domain import (
     Position,
 )
 
-# %% ../nbs/11_broker.ipynb #0c8393b6
+# %% ../nbs/11_broker.ipynb #d22e9591
 class Broker(Protocol):
     "What every broker can be asked"
 
@@ -42,9 +42,8 @@ class Broker(Protocol):
     def cancel(self, broker_id: str) -> None: ...  # a request; nothing happens to an order that is over
     def fills(self, since: datetime) -> list[Fill]: ...  # oldest first, complete
     def corporate_actions(self, since: datetime) -> list[CorporateAction]: ...  # what it booked
-    def advance(self, now: datetime) -> None: ...  # a replay's clock moves; real brokers have their own and do nothing
 
-# %% ../nbs/11_broker.ipynb #f94d56ce
+# %% ../nbs/11_broker.ipynb #88aeedb8
 def missing(
     candidate: object,  # something that wants to be a broker
 ) -> list[str]:  # names of the calls it lacks, sorted
@@ -52,7 +51,7 @@ def missing(
     needed = [name for name in vars(Broker) if not name.startswith("_")] + ["caps"]
     return sorted(name for name in needed if not hasattr(candidate, name))
 
-# %% ../nbs/11_broker.ipynb #da9aa24d
+# %% ../nbs/11_broker.ipynb #857eb33c
 def refusal(
     intent: OrderIntent,
     caps: Capabilities,  # of the broker that would get it
@@ -68,7 +67,7 @@ def refusal(
         return f"{intent.symbol}: this broker cannot cancel one order when another fills"
     return None
 
-# %% ../nbs/11_broker.ipynb #7b7af2bd
+# %% ../nbs/11_broker.ipynb #a7aefe66
 def mismatch(
     intent: OrderIntent,
     order: BrokerOrder,  # carries the name of `intent`
@@ -80,7 +79,7 @@ def mismatch(
             return f"{order.broker_id}: {name} is {found} at the broker, we wished {wished}"
     return None
 
-# %% ../nbs/11_broker.ipynb #3207fa1a
+# %% ../nbs/11_broker.ipynb #7d2188e3
 def lookalikes(
     intent: OrderIntent,
     orders: Iterable[BrokerOrder],  # of the session
@@ -96,7 +95,7 @@ def lookalikes(
         if order.broker_id not in before and order.submitted_at >= sent_at - lag and mismatch(intent, order) is None
     ]
 
-# %% ../nbs/11_broker.ipynb #ae6465ba
+# %% ../nbs/11_broker.ipynb #5f19a164
 @dataclass(frozen=True)
 class Look:
     "A broker's books, read between two equal readings of its fills"
@@ -107,7 +106,7 @@ class Look:
     fills: list[Fill]
     actions: list[CorporateAction]
 
-# %% ../nbs/11_broker.ipynb #cf35044e
+# %% ../nbs/11_broker.ipynb #4d0f79ee
 def look(
     broker: Broker,
     since: datetime,  # UTC, for orders, fills and corporate actions

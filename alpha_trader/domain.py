@@ -10,7 +10,7 @@ __all__ = ['TERMINAL_INTENTS', 'SYMBOL', 'NAME', 'InputError', 'DataError', 'Mod
            'Fill', 'Position', 'Account', 'Clock', 'Asset', 'Capabilities', 'CorporateAction', 'Signal', 'RunStatus',
            'Run']
 
-# %% ../nbs/01_domain.ipynb #dbf799cb
+# %% ../nbs/01_domain.ipynb #ace54e6f
 import re
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -21,7 +21,7 @@ from typing import Literal
 
 from .settings import AlphaTraderError
 
-# %% ../nbs/01_domain.ipynb #6073c300
+# %% ../nbs/01_domain.ipynb #c48de7ec
 class InputError(AlphaTraderError):
     "A wrong argument: a symbol, date or number that nobody can act on (exit code 2 at the command line)"
 
@@ -37,7 +37,7 @@ class ModelError(AlphaTraderError):
 class RunError(AlphaTraderError):
     "A run could not start or finish"
 
-# %% ../nbs/01_domain.ipynb #b4db8060
+# %% ../nbs/01_domain.ipynb #90a0e007
 class BrokerError(AlphaTraderError):
     "Anything that went wrong between us and a broker"
 
@@ -65,7 +65,7 @@ class NotFound(BrokerError):
 class ProtocolError(BrokerError):
     "The broker's answer makes no sense to us"
 
-# %% ../nbs/01_domain.ipynb #37416ddc
+# %% ../nbs/01_domain.ipynb #2591288a
 class RejectReason(StrEnum):
     "Why a broker refused an order"
 
@@ -78,7 +78,7 @@ class RejectReason(StrEnum):
     BLOCKED = "blocked"  # the account may not trade
     OTHER = "other"
 
-# %% ../nbs/01_domain.ipynb #6f9c5e02
+# %% ../nbs/01_domain.ipynb #3a6cb235
 class Rejected(BrokerError):
     "The broker refused the order for good; `reason` says why"
 
@@ -90,7 +90,7 @@ class Rejected(BrokerError):
         self.reason = RejectReason(reason)
         super().__init__(f"rejected ({self.reason}): {detail}" if detail else f"rejected ({self.reason})")
 
-# %% ../nbs/01_domain.ipynb #dbf0cf60
+# %% ../nbs/01_domain.ipynb #61a48d47
 class RateLimited(BrokerError):
     "Too many requests; nothing was done, ask again at `retry_at`"
 
@@ -102,7 +102,7 @@ class RateLimited(BrokerError):
         self.retry_at = retry_at
         super().__init__(f"{detail}; again at {retry_at:%Y-%m-%d %H:%M:%S} UTC")
 
-# %% ../nbs/01_domain.ipynb #44f92efe
+# %% ../nbs/01_domain.ipynb #76c828a9
 class LeaseHeld(AlphaTraderError):
     "Another living process trades this account"
 
@@ -120,7 +120,7 @@ class LeaseHeld(AlphaTraderError):
             f"its lease ends {expires_at:%Y-%m-%d %H:%M:%S} UTC"
         )
 
-# %% ../nbs/01_domain.ipynb #4276a4a9
+# %% ../nbs/01_domain.ipynb #5137f1d5
 def rounded(
     x: Decimal | int | float | str,
     places: int,  # digits kept after the point
@@ -128,11 +128,14 @@ def rounded(
     "`x` as an exact decimal with `places` digits"
     try:
         exact = x if isinstance(x, Decimal) else Decimal(str(x))
-        return exact.quantize(Decimal(1).scaleb(-places), rounding=ROUND_HALF_UP)
+        result = exact.quantize(Decimal(1).scaleb(-places), rounding=ROUND_HALF_UP)
     except InvalidOperation:
         raise InputError(f"{x!r} is not a number that can be written with {places} decimals") from None
+    if result.is_nan():
+        raise InputError(f"{x!r} is not a number")
+    return result
 
-# %% ../nbs/01_domain.ipynb #685ca485
+# %% ../nbs/01_domain.ipynb #f3a3fa1d
 def usd(
     x: Decimal | int | float | str,
 ) -> Decimal:  # USD, two decimals
@@ -146,7 +149,7 @@ def usd_text(
     "`x` dollars as a person reads them"
     return f"{usd(x):,.2f} USD"
 
-# %% ../nbs/01_domain.ipynb #d96417dd
+# %% ../nbs/01_domain.ipynb #576b7763
 class Side(StrEnum):
     "Which way the shares go"
 
@@ -176,7 +179,7 @@ class OrderType(StrEnum):
     LIMIT = "limit"
     STOP = "stop"
 
-# %% ../nbs/01_domain.ipynb #6cfe8db8
+# %% ../nbs/01_domain.ipynb #c7073046
 class OrderStatus(StrEnum):
     "The broker's word about an order"
 
@@ -195,7 +198,7 @@ class OrderStatus(StrEnum):
         "Whether nothing more will happen to it"
         return self in {"filled", "canceled", "expired", "rejected", "replaced"}
 
-# %% ../nbs/01_domain.ipynb #11cb5d11
+# %% ../nbs/01_domain.ipynb #4660d51c
 class IntentStatus(StrEnum):
     "Our own knowledge about an intent"
 
@@ -219,7 +222,7 @@ class IntentStatus(StrEnum):
 
 TERMINAL_INTENTS = frozenset(IntentStatus(s) for s in ("filled", "canceled", "expired", "rejected", "dropped"))
 
-# %% ../nbs/01_domain.ipynb #46a8dcc9
+# %% ../nbs/01_domain.ipynb #e2cbbbe7
 SYMBOL = re.compile(r"[A-Z][A-Z0-9.]{0,9}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
@@ -232,14 +235,14 @@ def check_symbol(
         raise InputError(f"symbol {symbol!r}: allowed are 1 to 10 capital letters, digits and dots, a letter first")
     return symbol
 
-# %% ../nbs/01_domain.ipynb #58674885
+# %% ../nbs/01_domain.ipynb #345259b7
 def account_tag(
     account: str,
 ) -> str:  # six hexadecimal digits
     "A short fingerprint of the account's name"
     return blake2b(account.encode()).hexdigest()[:6]
 
-# %% ../nbs/01_domain.ipynb #16ec1af6
+# %% ../nbs/01_domain.ipynb #6982caa1
 @dataclass(frozen=True)
 class OrderIntent:
     "What we want done, once"
@@ -276,7 +279,7 @@ class OrderIntent:
             f"-{account_tag(self.account)}-a{self.attempt}"
         )
 
-# %% ../nbs/01_domain.ipynb #9ff5eefc
+# %% ../nbs/01_domain.ipynb #f429432e
 def check_intent(
     intent: OrderIntent,
 ) -> None:
@@ -292,7 +295,7 @@ def check_intent(
         raise InputError(f"{where}: attempt {intent.attempt} must be 1 or more")
     check_amounts(intent, where)
 
-# %% ../nbs/01_domain.ipynb #8e428e5b
+# %% ../nbs/01_domain.ipynb #3a17317b
 def check_amounts(
     intent: OrderIntent,
     where: str,  # begins the error's line
@@ -306,7 +309,7 @@ def check_amounts(
         if (given[name] is not None) != (intent.order_type is order_type):
             raise InputError(f"{where}: {name} belongs to {order_type} orders and to no other, this is {intent.order_type}")
 
-# %% ../nbs/01_domain.ipynb #30e94044
+# %% ../nbs/01_domain.ipynb #78bd9724
 @dataclass(frozen=True)
 class BrokerOrder:
     "An order as the broker knows it, ours or somebody's by hand"
@@ -329,7 +332,7 @@ class BrokerOrder:
         "Shares that may still fill"
         return Decimal(0) if self.status.terminal else self.quantity - self.filled_quantity
 
-# %% ../nbs/01_domain.ipynb #f8654313
+# %% ../nbs/01_domain.ipynb #424d2f97
 @dataclass(frozen=True)
 class Fill:
     "Shares that changed hands"
@@ -354,7 +357,7 @@ class Fill:
         "What it did to our cash, USD to the cent"
         return -usd(self.signed_quantity * self.price) - self.fee
 
-# %% ../nbs/01_domain.ipynb #20d6ec12
+# %% ../nbs/01_domain.ipynb #b784d666
 @dataclass(frozen=True)
 class Position:
     "Shares held, in the broker's view"
@@ -375,7 +378,7 @@ class Position:
         "Gain over cost as a fraction, 0.10 is +10 %"
         return self.last_price / self.average_price - 1
 
-# %% ../nbs/01_domain.ipynb #0488cb66
+# %% ../nbs/01_domain.ipynb #43aafc7d
 @dataclass(frozen=True)
 class Account:
     "The account at the broker"
@@ -399,7 +402,7 @@ class Account:
         "Change of equity since the previous close, -0.02 is -2 %"
         return self.equity / self.last_equity - 1 if self.last_equity else Decimal(0)
 
-# %% ../nbs/01_domain.ipynb #7bae80e2
+# %% ../nbs/01_domain.ipynb #0312c2b9
 @dataclass(frozen=True)
 class Clock:
     "The broker's view of the time"
@@ -419,7 +422,7 @@ class Asset:
     fractionable: bool
     tick: Decimal  # USD, the smallest price step
 
-# %% ../nbs/01_domain.ipynb #98c963ef
+# %% ../nbs/01_domain.ipynb #857a09b7
 @dataclass(frozen=True)
 class Capabilities:
     "What a broker can do"
@@ -432,7 +435,7 @@ class Capabilities:
     extended_hours: bool
     paper: bool  # no real money
 
-# %% ../nbs/01_domain.ipynb #e1ee90e2
+# %% ../nbs/01_domain.ipynb #9a89f20e
 @dataclass(frozen=True)
 class CorporateAction:
     "What the broker booked for a split or a dividend"
@@ -444,7 +447,7 @@ class CorporateAction:
     quantity: Decimal  # shares that were added, negative for a reverse split
     cash: Decimal  # USD that were added
 
-# %% ../nbs/01_domain.ipynb #86d32899
+# %% ../nbs/01_domain.ipynb #f7fd72fd
 @dataclass(frozen=True)
 class Signal:
     "A model's opinion, before any limit was asked"
@@ -455,7 +458,7 @@ class Signal:
     confidence: float  # agreement of the members, 0 to 1, NaN when unknown
     action: Literal["BUY", "SELL", "HOLD"]
 
-# %% ../nbs/01_domain.ipynb #49644aa3
+# %% ../nbs/01_domain.ipynb #5fc9872c
 class RunStatus(StrEnum):
     "How a run ended, or has not yet"
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gap', 'trainable_rows', 'period_of', 'Fold', 'check_sessions', 'walk_forward', 'fold_table']
 
-# %% ../nbs/06a_splits.ipynb #19c32142
+# %% ../nbs/06a_splits.ipynb #aaa8b7c1
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 from .domain import InputError
 from .labels import purge
 
-# %% ../nbs/06a_splits.ipynb #866d66ff
+# %% ../nbs/06a_splits.ipynb #9be7579d
 def gap(
     horizon: int,  # sessions the label spans
     embargo: int,  # further sessions left out
@@ -24,7 +24,7 @@ def gap(
         raise InputError(f"embargo must be 0 or more sessions, was {embargo}")
     return purge(horizon) + embargo
 
-# %% ../nbs/06a_splits.ipynb #d8cdf6ff
+# %% ../nbs/06a_splits.ipynb #926c6c1a
 def trainable_rows(
     rows: int,  # rows of history, the last one complete
     horizon: int,  # sessions
@@ -33,7 +33,7 @@ def trainable_rows(
     "Rows whose labels are known and old enough for a model that is to be used next"
     return max(rows - gap(horizon, embargo), 0)
 
-# %% ../nbs/06a_splits.ipynb #9a891936
+# %% ../nbs/06a_splits.ipynb #e20fc7cf
 def period_of(
     sessions: np.ndarray,  # datetime64[D][T] in order
     refit: str,  # "weekly", "monthly" or "yearly"
@@ -47,7 +47,7 @@ def period_of(
         raise InputError(f"refit must be weekly, monthly or yearly, was {refit!r}")
     return days.astype(units[refit]).astype(np.int64)
 
-# %% ../nbs/06a_splits.ipynb #e459b85a
+# %% ../nbs/06a_splits.ipynb #a8e1b66f
 @dataclass(frozen=True)
 class Fold:
     "One fit and the stretch of sessions it answers for"
@@ -56,7 +56,7 @@ class Fold:
     test_start: int  # first row predicted
     test_stop: int  # row after the last row predicted
 
-# %% ../nbs/06a_splits.ipynb #b1e9da76
+# %% ../nbs/06a_splits.ipynb #a1c1d399
 def check_sessions(
     sessions: np.ndarray,  # datetime64[D][T]
 ) -> None:  # InputError when they are not strictly increasing
@@ -65,7 +65,7 @@ def check_sessions(
     if len(wrong):
         raise InputError(f"sessions must increase, but {sessions[wrong[0] + 1]} follows {sessions[wrong[0]]}")
 
-# %% ../nbs/06a_splits.ipynb #5796be72
+# %% ../nbs/06a_splits.ipynb #a248298e
 def walk_forward(
     sessions: np.ndarray,  # datetime64[D][T] strictly increasing
     horizon: int,  # sessions the label spans
@@ -83,7 +83,7 @@ def walk_forward(
     stops = [*starts[1:], len(sessions)]
     return [Fold(start - width, start, stop) for start, stop in zip(starts, stops, strict=False)]
 
-# %% ../nbs/06a_splits.ipynb #4a5d2d3c
+# %% ../nbs/06a_splits.ipynb #1cebe37b
 def fold_table(
     folds: list[Fold],  # from `walk_forward`
     sessions: np.ndarray,  # datetime64[D][T] the same sessions

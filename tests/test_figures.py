@@ -1,0 +1,180 @@
+"""Figures and tables: small, honest about extremes, and safe to put on a page"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alpha_trader import figures
+from alpha_trader.figures import Table, canvas, facts_table, monthly_returns, monthly_table, thin
+from alpha_trader.runner import POINTS, extremes
+
+SESSIONS = 5_000
+EQUITY = pd.Series(
+    100_000.0 * np.exp(np.cumsum(np.random.default_rng(3).normal(0.0002, 0.01, SESSIONS))),
+    index=pd.bdate_range("1994-01-03", periods=SESSIONS),
+)
+SIGNALS = pd.DataFrame(
+    {
+        "symbol": [f"S{n}" for n in range(600)],
+        "predicted": np.linspace(-0.02, 0.02, 600),
+        "confidence": np.linspace(0.0, 1.0, 600),
+        "action": np.repeat(["SELL", "HOLD", "BUY"], 200),
+    }
+)
+ALL: dict[str, Callable[[], go.Figure]] = {
+    "equity": lambda: figures.equity_figure(EQUITY, EQUITY * 0.9),
+    "drawdown": lambda: figures.drawdown_figure(EQUITY, EQUITY * 0.9),
+    "exposure": lambda: figures.exposure_figure(EQUITY / EQUITY.max(), 0.8),
+    "prediction": lambda: figures.prediction_figure(SIGNALS, 0.005, -0.005),
+    "confidence": lambda: figures.confidence_figure(SIGNALS, 0.005, -0.005, 0.7),
+    "gain": lambda: figures.feature_gain_figure({f"f{n}": float(n) for n in range(600)}),
+    "freshness": lambda: figures.freshness_figure(pd.Series({"AAPL": 0.0, "META": np.nan}), 1),
+    "limits": lambda: figures.limits_figure({"positions": 7}, {"positions": 7}),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_figures_are_small_and_serious(name: str) -> None:
+    "Every figure stays within 500 points a trace, uses the common look and is small as JSON"
+    figure = ALL[name]()
+    assert figure.data
+    assert all(len(trace.y) <= POINTS for trace in figure.data)
+    assert figure.layout.template.layout.paper_bgcolor == "rgba(0,0,0,0)"
+    assert len(figure.to_json()) < 60_000
+
+
+def test_the_worst_day_survives() -> None:
+    "Thinning keeps the deepest drawdown, the highest equity and both ends"
+    line = figures.drawdown_figure(EQUITY).data[0]
+    worst = figures.drawdown(EQUITY)
+    assert min(line.y) == pytest.approx(worst.min(), abs=1e-6)
+    assert line.x[int(np.argmin(line.y))] == str(worst.idxmin().date())
+    account = figures.equity_figure(EQUITY).data[0]
+    assert max(account.y) == pytest.approx(EQUITY.max())
+    assert (account.x[0], account.x[-1]) == (str(EQUITY.index[0].date()), str(EQUITY.index[-1].date()))
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), min_size=1, max_size=300), st.integers(4, 60))
+def test_extremes(values: list[float], most: int) -> None:
+    "Never more points than asked for, in order, with both ends, the lowest and the highest"
+    line = np.array(values)
+    kept = extremes(line, most)
+    assert len(kept) <= max(most, 4) and (np.diff(kept) > 0).all()
+    assert kept[0] == 0 and kept[-1] == len(line) - 1
+    if not np.isnan(line).all():
+        assert np.nanmin(line[kept]) == np.nanmin(line) and np.nanmax(line[kept]) == np.nanmax(line)
+
+
+def test_thin_keeps_points_together() -> None:
+    "Value, date and hover text of a point stay the same point; short traces and other kinds are left alone"
+    n = 2_000
+    figure = canvas().add_bar(x=np.arange(n), y=np.sin(np.arange(n)), text=[str(k) for k in range(n)], customdata=np.arange(n))
+    figure.add_scatter(y=[1.0, 2.0]).add_heatmap(z=[[1.0, 2.0]])
+    thin(figure)
+    bar = figure.data[0]
+    assert len(bar.y) == len(bar.x) == len(bar.text) == len(bar.customdata) <= POINTS
+    assert all(y == np.sin(x) and t == str(x) and c == x for x, y, t, c in zip(bar.x, bar.y, bar.text, bar.customdata, strict=True))
+    assert list(figure.data[1].y) == [1.0, 2.0] and figure.data[2].z is not None
+
+
+def test_empty_inputs() -> None:
+    "A day without signals, gains or bars still gives a figure and a table"
+    none = SIGNALS[:0]
+    for figure in (
+        figures.prediction_figure(none, 0.005, -0.005),
+        figures.confidence_figure(none, 0.005, -0.005, 0.7),
+        figures.feature_gain_figure({}),
+        figures.freshness_figure(pd.Series(dtype=float), 1),
+        figures.limits_figure({}, {}),
+    ):
+        assert isinstance(figure, go.Figure)
+    assert figures.decisions_table(none)._repr_html_() == '<p class="empty">no decisions</p>'
+    assert figures.orders_table(none)._repr_html_() == '<p class="empty">no orders</p>'
+    assert len(facts_table({})) == 0
+
+
+def test_missing_is_not_zero() -> None:
+    "DA-3: a NaN prediction is not drawn, and in a table it is a dash"
+    signals = pd.DataFrame({"symbol": ["A", "B"], "predicted": [np.nan, 0.01], "confidence": [np.nan, 0.9], "action": ["HOLD", "BUY"]})
+    drawn = [s for trace in figures.prediction_figure(signals, 0.005, -0.005).data for s in trace.y]
+    assert drawn == ["B"]
+    assert sum(len(trace.y) for trace in figures.confidence_figure(signals, 0.005, -0.005, 0.7).data) == 1
+    row = Table(signals)._repr_html_().split("<tr>")[2]
+    assert re.findall(r">([^<>]*)</td>", row) == ["A", "–", "–", "HOLD"]
+
+
+def test_tables_write_by_name() -> None:
+    "Money, shares, returns, moments and decimals are written as what they are, numbers to the right"
+    frame = pd.DataFrame(
+        {
+            "symbol": ["AAPL"],
+            "quantity": [Decimal("12.500000000")],
+            "price": [Decimal("430.123")],
+            "pnl": [-1234.5],
+            "session": [date(2013, 3, 1)],
+            "at": [datetime(2013, 3, 1, 14, 30, tzinfo=UTC)],
+            "flag": [True],
+            "something": [0.123456],
+        }
+    )
+    page = Table(frame)._repr_html_()
+    cells = re.findall(r">([^<>]*)</td>", page)
+    assert cells == ["AAPL", "12.5", "430.12", "-1,234.50", "2013-03-01", "2013-03-01 14:30", "True", "0.1235"]
+    assert re.findall(r'<td style="text-align:(\w+)', page) == ["left", "right", "right", "right", "left", "left", "left", "right"]
+    assert page.count("var(--loss") == 1
+
+
+def test_tables_escape() -> None:
+    "Names of columns, values and the sentence of an empty table are text"
+    attack = "<img src=x onerror=alert(1)>"
+    for page in (
+        Table(pd.DataFrame({attack: [attack]}))._repr_html_(),
+        Table(pd.DataFrame(), empty=attack)._repr_html_(),
+        facts_table({attack: attack})._repr_html_(),
+    ):
+        assert "<img" not in page and "&lt;img" in page
+
+
+def test_decisions_put_orders_first() -> None:
+    "Orders first, each group in the order it came; a missing quantity is none"
+    frame = pd.DataFrame({"symbol": list("ABCDE"), "quantity": [0, -5, None, Decimal(3), 0]}, dtype=object)
+    assert figures.decisions_table(frame).frame["symbol"].tolist() == ["B", "D", "A", "C", "E"]
+    assert figures.decisions_table(frame[["symbol"]]).frame["symbol"].tolist() == list("ABCDE")
+
+
+def test_months_compound_to_the_total() -> None:
+    "All months together, and all years together, are the whole result; months without a session are empty"
+    returns = monthly_returns(EQUITY)
+    total = EQUITY.iloc[-1] / EQUITY.iloc[0]
+    assert (1 + returns["year"]).prod() == pytest.approx(total)
+    assert np.nanprod(1 + returns[list(figures.MONTHS)].to_numpy()) == pytest.approx(total)
+    first = monthly_returns(EQUITY[EQUITY.index >= "1994-03-01"])
+    assert first.loc[1994, ["Jan", "Feb"]].isna().all()
+    assert "<td></td>" in monthly_table(EQUITY[EQUITY.index >= "1994-03-01"])._repr_html_()
+
+
+def test_dates_may_be_dates() -> None:
+    "A series by plain dates, as the store gives it, works like one by timestamps"
+    plain = EQUITY[:60].set_axis([day.date() for day in EQUITY.index[:60]])
+    assert list(figures.equity_figure(plain).data[0].x) == list(figures.equity_figure(EQUITY[:60]).data[0].x)
+    pd.testing.assert_frame_equal(monthly_returns(plain), monthly_returns(EQUITY[:60]))
+
+
+def test_figures_import_lightly() -> None:
+    "Neither matplotlib nor a template engine nor scikit-learn is needed for figures and tables"
+    code = (
+        "import sys, pandas as pd\nfrom alpha_trader.figures import Table, equity_figure\n"
+        "Table(pd.DataFrame({'a': [1]}))._repr_html_(); equity_figure(pd.Series([1.0, 2.0], index=pd.bdate_range('2013-01-01', periods=2)))\n"
+        "print(sorted({'matplotlib', 'jinja2', 'sklearn', 'vectorbt', 'papermill', 'nbconvert', 'lightgbm'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
