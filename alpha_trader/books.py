@@ -6,7 +6,7 @@
 __all__ = ['ORDER_COLUMNS', 'frame_of', 'fills_of', 'orders_of', 'mean_price', 'holdings_of', 'equity_of', 'risk_events_of',
            'decision_counts', 'decisions_of', 'accounts_of', 'runs_of', 'models_of']
 
-# %% ../nbs/12d_books.ipynb #f9a0e5de
+# %% ../nbs/12d_books.ipynb #cd5490dc
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from sqlalchemy import Engine, func, select
 
-from .domain import Purpose, Side
+from .domain import Purpose
 from .signals import Reason
 from alpha_trader.store import (
     AccountRow,
@@ -31,7 +31,7 @@ from alpha_trader.store import (
     reading,
 )
 
-# %% ../nbs/12d_books.ipynb #b4861e19
+# %% ../nbs/12d_books.ipynb #a9ed8a26
 def frame_of(
     rows: Sequence[Any],  # of one mapped class
     columns: Sequence[str],  # attributes of the class
@@ -39,7 +39,7 @@ def frame_of(
     "A table of some attributes of some rows"
     return pd.DataFrame([[getattr(row, name) for name in columns] for row in rows], columns=list(columns))
 
-# %% ../nbs/12d_books.ipynb #68f5f04d
+# %% ../nbs/12d_books.ipynb #d1cf98c8
 ORDER_COLUMNS = (
     "session", "symbol", "side", "purpose", "quantity", "order_type", "limit_price", "stop_price",
     "status", "reason", "error", "client_id", "broker_id", "attempt",
@@ -79,7 +79,7 @@ def mean_price(fills: pd.DataFrame) -> Decimal:  # USD per share
     shares = sum(fills["quantity"], Decimal(0))
     return round(sum(fills["quantity"] * fills["price"], Decimal(0)) / shares, 6)
 
-# %% ../nbs/12d_books.ipynb #6983eb38
+# %% ../nbs/12d_books.ipynb #a11fe937
 def holdings_of(engine: Engine, account: str) -> pd.DataFrame:  # one row a symbol that is held
     "What our books say is held"
     with reading(engine) as db:
@@ -104,7 +104,7 @@ def risk_events_of(engine: Engine, account: str) -> pd.DataFrame:  # newest firs
         rows = db.scalars(query).all()
     return frame_of(rows, ("session", "at", "kind", "symbol", "details"))
 
-# %% ../nbs/12d_books.ipynb #198c7ab8
+# %% ../nbs/12d_books.ipynb #427df9f7
 def decision_counts(engine: Engine, account: str) -> dict[Reason, int]:  # most frequent first
     "How many decisions ended with each reason"
     count = func.count().label("n")
@@ -125,7 +125,7 @@ def decisions_of(
     table = frame_of(rows, ("session", "symbol", "quantity", "price", "rank", "code", "reason"))
     return table.assign(code=[Reason(code).name for code in table["code"]])
 
-# %% ../nbs/12d_books.ipynb #d91f00ff
+# %% ../nbs/12d_books.ipynb #ecd1418d
 def accounts_of(engine: Engine) -> pd.DataFrame:  # oldest first
     "The accounts that were ever opened"
     with reading(engine) as db:

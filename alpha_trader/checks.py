@@ -6,9 +6,10 @@
 __all__ = ['ROW_RULES', 'SPLIT_RATIOS', 'Finding', 'tidy', 'dates_in', 'unfinished', 'no_session', 'duplicate', 'not_a_number',
            'has_event', 'non_positive', 'high_low', 'RowRule', 'without', 'finding_about', 'close_before',
            'impossible_events', 'gaps', 'moves', 'like_split', 'jumps', 'jump', 'stale', 'sessions_upto', 'check_bars',
-           'findings_table', 'no_entries', 'Ingested', 'with_later', 'ingest_symbol', 'IngestReport', 'ingest']
+           'findings_table', 'no_entries', 'jumped', 'Ingested', 'with_later', 'ingest_symbol', 'IngestReport',
+           'ingest']
 
-# %% ../nbs/04d_checks.ipynb #54e61014
+# %% ../nbs/04d_checks.ipynb #9a42abd5
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .bars import FIELDS, BarSource, bars_frame, check_feed, days_of, named, previous_close, read_bars, write_bars
+from .bars import FIELDS, BarSource, Panel, bars_frame, check_feed, days_of, named, previous_close, read_bars, write_bars
 from .domain import AlphaTraderError, DataError
 from .sessions import FIRST_DAY, sessions_apart, sessions_between
 
-# %% ../nbs/04d_checks.ipynb #b8ccb096
+# %% ../nbs/04d_checks.ipynb #e12435f0
 @dataclass(frozen=True)
 class Finding:
     "Something about one symbol's bars that a person should know"
@@ -34,7 +35,7 @@ class Finding:
     detail: str  # what was found, and where that helps, what to do
     severity: Literal["refuse", "drop", "warn"]
 
-# %% ../nbs/04d_checks.ipynb #10c04ff1
+# %% ../nbs/04d_checks.ipynb #9db63cd5
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:  # as `bars_frame` makes it, oldest first; dates may repeat or be NaT
     "Anything that claims to be bars, as numbers by date"
     alone = frame.loc[:, ~frame.columns.duplicated()]
@@ -50,7 +51,7 @@ def dates_in(index: pd.Index) -> pd.DatetimeIndex:  # naive midnights; NaT: no d
         return index.normalize()
     return pd.DatetimeIndex(pd.to_datetime([str(day)[:10] for day in index], format="%Y-%m-%d", errors="coerce"))
 
-# %% ../nbs/04d_checks.ipynb #9a1c3929
+# %% ../nbs/04d_checks.ipynb #4e1d851a
 def unfinished(frame: pd.DataFrame, calendar: pd.DatetimeIndex) -> np.ndarray:  # bool[rows]
     "Bars later than the last completed session"
     return np.asarray(frame.index > calendar[-1])
@@ -67,7 +68,7 @@ def duplicate(frame: pd.DataFrame, calendar: pd.DatetimeIndex) -> np.ndarray:  #
     left = frame.index[~copy]
     return copy | frame.index.isin(left[left.duplicated()])
 
-# %% ../nbs/04d_checks.ipynb #07723bfd
+# %% ../nbs/04d_checks.ipynb #72298ae6
 def not_a_number(frame: pd.DataFrame, calendar: pd.DatetimeIndex) -> np.ndarray:  # bool[rows]
     "Bars with a hole; a row that only tells of an event is not meant to be a bar"
     holes = frame[list(FIELDS)].isna()
@@ -90,7 +91,7 @@ def high_low(frame: pd.DataFrame, calendar: pd.DatetimeIndex) -> np.ndarray:  # 
     outside = [(frame[name] < low) | (frame[name] > high) for name in ("open", "close")]
     return (outside[0] | outside[1]).to_numpy()
 
-# %% ../nbs/04d_checks.ipynb #643dd47e
+# %% ../nbs/04d_checks.ipynb #b4ce764f
 class RowRule(NamedTuple):
     kind: str
     broken: Callable[[pd.DataFrame, pd.DatetimeIndex], np.ndarray]  # (frame, sessions so far) -> bool[rows]
@@ -107,7 +108,7 @@ ROW_RULES = (
     RowRule("high_low", high_low, "open or close outside of low and high", True),
 )
 
-# %% ../nbs/04d_checks.ipynb #8c31954e
+# %% ../nbs/04d_checks.ipynb #e7806d46
 def without(
     frame: pd.DataFrame,  # tidy
     rule: RowRule,
@@ -136,7 +137,7 @@ def finding_about(
     newest, undated = sorted(named_days - {None}, reverse=True), ["no date"] * (None in named_days)
     return Finding(symbol, kind, newest[0] if newest else None, f"{why}: {named([*newest, *undated])}", severity)
 
-# %% ../nbs/04d_checks.ipynb #4ad55d78
+# %% ../nbs/04d_checks.ipynb #e44edeaf
 def close_before(frame: pd.DataFrame) -> pd.Series:  # USD per share after the row's split; NaN up to the first bar
     "The newest earlier close of each row, in the row's shares"
     close, splits = frame[["close"]].to_numpy(), frame[["split"]].to_numpy()
@@ -152,7 +153,7 @@ def impossible_events(frame: pd.DataFrame, symbol: str) -> list[Finding]:
     why = "a split must be above 0, a dividend at least 0 and below the close before it"
     return [finding_about(symbol, "event", frame.index[wrong], why, "refuse")] if wrong.any() else []
 
-# %% ../nbs/04d_checks.ipynb #d4d6df85
+# %% ../nbs/04d_checks.ipynb #8a6157b0
 def gaps(frame: pd.DataFrame, symbol: str, calendar: pd.DatetimeIndex) -> list[Finding]:
     "Sessions without a bar between the first and the last one"
     bars = frame.index[frame["close"].notna()]
@@ -166,14 +167,14 @@ def gaps(frame: pd.DataFrame, symbol: str, calendar: pd.DatetimeIndex) -> list[F
     why = f"{len(missing)} of {len(expected)} sessions have no bar"
     return [finding_about(symbol, "gap", missing, why, "warn")] if len(missing) else []
 
-# %% ../nbs/04d_checks.ipynb #60018e80
+# %% ../nbs/04d_checks.ipynb #7fe3b8df
 def moves(frame: pd.DataFrame) -> pd.DataFrame:  # open, close: ratios to the worth before; busy: ratio of dollars
     "How far each session moved from what a share was worth before it, net of recorded events"
     worth, dollars = close_before(frame) - frame["dividend"], frame["close"] * frame["volume"]
     usual = dollars.rolling(20, min_periods=1).median().shift(1)
     return pd.DataFrame({"open": frame["open"] / worth, "close": frame["close"] / worth, "busy": dollars / usual})
 
-# %% ../nbs/04d_checks.ipynb #cc0bffe0
+# %% ../nbs/04d_checks.ipynb #76cc7bc6
 SPLIT_RATIOS = (1.5, 2, 3, 4, 5, 6, 7, 8, 10, 15, 20, 25, 30, 50, 100)  # shares after for each before; and reversed
 
 
@@ -186,7 +187,7 @@ def like_split(
     off = np.abs(ratio * ratios - 1)
     return float(ratios[off.argmin()]) if off.min() <= 0.05 and not busy >= 3 else None
 
-# %% ../nbs/04d_checks.ipynb #ddc474e7
+# %% ../nbs/04d_checks.ipynb #e0152691
 def jumps(
     frame: pd.DataFrame,
     symbol: str,
@@ -207,7 +208,7 @@ def jump(symbol: str, session: date, open_: float, close: float, busy: float) ->
     advice = f"an unrecorded {shares} split? Put the record right, or raise [data] max_move"
     return Finding(symbol, "jump", session, f"{moved}: {advice}", "refuse")
 
-# %% ../nbs/04d_checks.ipynb #6723a62e
+# %% ../nbs/04d_checks.ipynb #e891f2da
 def stale(frame: pd.DataFrame, symbol: str, calendar: pd.DatetimeIndex, stale_after: int) -> list[Finding]:
     "A newest bar that is later than allowed"
     bars = frame.index[frame["close"].notna()]
@@ -216,13 +217,13 @@ def stale(frame: pd.DataFrame, symbol: str, calendar: pd.DatetimeIndex, stale_af
         return []
     return [Finding(symbol, "stale", bars[-1].date(), f"the newest bar is {late} sessions behind {calendar[-1]:%Y-%m-%d}", "warn")]
 
-# %% ../nbs/04d_checks.ipynb #128e6d88
+# %% ../nbs/04d_checks.ipynb #1d6530ea
 @cache
 def sessions_upto(as_of: date) -> pd.DatetimeIndex:  # naive midnights
     "Every session that has closed by the end of `as_of`"
     return pd.DatetimeIndex(sessions_between(FIRST_DAY, as_of)).as_unit("s")
 
-# %% ../nbs/04d_checks.ipynb #48b502ce
+# %% ../nbs/04d_checks.ipynb #87b51daf
 def check_bars(
     frame: pd.DataFrame,  # one symbol's bars, from anywhere
     symbol: str,
@@ -241,7 +242,7 @@ def check_bars(
         findings += jumps(frame, symbol, max_move)
     return frame, findings + stale(frame, symbol, calendar, stale_after)
 
-# %% ../nbs/04d_checks.ipynb #1159963a
+# %% ../nbs/04d_checks.ipynb #4871a517
 def findings_table(findings: Iterable[Finding]) -> pd.DataFrame:  # a row for each, the gravest first
     "Findings as a table"
     columns = ["severity", "symbol", "kind", "session", "detail"]
@@ -249,7 +250,7 @@ def findings_table(findings: Iterable[Finding]) -> pd.DataFrame:  # a row for ea
     grave = ("refuse", "warn", "drop")
     return pd.DataFrame(sorted(rows, key=lambda row: (grave.index(row[0]), row[1])), columns=columns)
 
-# %% ../nbs/04d_checks.ipynb #40fea9f5
+# %% ../nbs/04d_checks.ipynb #3ab4d0eb
 def no_entries(
     findings: Iterable[Finding],
     session: date,  # of the newest completed bar
@@ -261,7 +262,16 @@ def no_entries(
         if finding.severity == "refuse" or finding.kind == "stale" or (finding.kind == "jump" and finding.session == session)
     }
 
-# %% ../nbs/04d_checks.ipynb #c51ce81c
+# %% ../nbs/04d_checks.ipynb #48c327d2
+def jumped(
+    panel: Panel,
+    max_move: float = 0.25,  # the largest move that needs no explanation
+) -> np.ndarray:  # bool[T, N]
+    "Bars that moved further than `max_move`, at the open or at the close, net of recorded events"
+    worth = previous_close(panel.close, panel.splits) - panel.dividends
+    return (np.abs(panel.open / worth - 1) > max_move) | (np.abs(panel.close / worth - 1) > max_move)
+
+# %% ../nbs/04d_checks.ipynb #a0272b45
 @dataclass(frozen=True)
 class Ingested:
     "What became of one symbol"
@@ -272,7 +282,7 @@ class Ingested:
     rows: int
     findings: tuple[Finding, ...]
 
-# %% ../nbs/04d_checks.ipynb #5ce2a2a9
+# %% ../nbs/04d_checks.ipynb #4c6538a0
 def with_later(
     frame: pd.DataFrame,  # bars up to `as_of`
     folder: Path,
@@ -286,7 +296,7 @@ def with_later(
         return frame
     return pd.concat([frame, cached[cached.index > pd.Timestamp(as_of)]])
 
-# %% ../nbs/04d_checks.ipynb #efdc4b7e
+# %% ../nbs/04d_checks.ipynb #578a7578
 def ingest_symbol(
     source: BarSource,
     folder: Path,
@@ -307,7 +317,7 @@ def ingest_symbol(
     written = write_bars(folder, symbol, with_later(frame, folder, symbol, as_of), source.name, source.feed, fetched_at)
     return Ingested(symbol, "written" if written else "kept", days[0], days[-1], len(frame), tuple(findings))
 
-# %% ../nbs/04d_checks.ipynb #c9d26078
+# %% ../nbs/04d_checks.ipynb #a2e5ce83
 @dataclass(frozen=True)
 class IngestReport:
     "What became of all symbols"
@@ -331,7 +341,7 @@ class IngestReport:
         columns = {name: [getattr(row, name) for row in self.rows] for name in ("symbol", "status", "first", "last", "rows")}
         return pd.DataFrame(columns | {"findings": kinds})
 
-# %% ../nbs/04d_checks.ipynb #1e030b14
+# %% ../nbs/04d_checks.ipynb #e22b3997
 def ingest(
     source: BarSource,
     folder: Path,  # the cache, made if it is not there

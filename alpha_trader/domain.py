@@ -10,7 +10,7 @@ __all__ = ['TERMINAL_INTENTS', 'SYMBOL', 'NAME', 'InputError', 'DataError', 'Mod
            'Fill', 'Position', 'Account', 'Clock', 'Asset', 'Capabilities', 'CorporateAction', 'Signal', 'RunStatus',
            'Run']
 
-# %% ../nbs/01_domain.ipynb #ace54e6f
+# %% ../nbs/01_domain.ipynb #a286cf1e
 import re
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -21,7 +21,7 @@ from typing import Literal
 
 from .settings import AlphaTraderError
 
-# %% ../nbs/01_domain.ipynb #c48de7ec
+# %% ../nbs/01_domain.ipynb #1369a2c6
 class InputError(AlphaTraderError):
     "A wrong argument: a symbol, date or number that nobody can act on (exit code 2 at the command line)"
 
@@ -37,11 +37,11 @@ class ModelError(AlphaTraderError):
 class RunError(AlphaTraderError):
     "A run could not start or finish"
 
-# %% ../nbs/01_domain.ipynb #90a0e007
+# %% ../nbs/01_domain.ipynb #8394f765
 class BrokerError(AlphaTraderError):
     "Anything that went wrong between us and a broker"
 
-
+# %% ../nbs/01_domain.ipynb #8ed6de85
 class NotSent(BrokerError):
     "The request never left: the order cannot exist, sending it again is safe"
 
@@ -49,7 +49,7 @@ class NotSent(BrokerError):
 class Ambiguous(BrokerError):
     "The answer was lost: the order may exist, so look it up and never send a second one"
 
-
+# %% ../nbs/01_domain.ipynb #d65d652b
 class Duplicate(BrokerError):
     "The broker already knows this client id: look the order up"
 
@@ -57,7 +57,7 @@ class Duplicate(BrokerError):
 class AuthFailed(BrokerError):
     "The broker does not accept our keys"
 
-
+# %% ../nbs/01_domain.ipynb #f9bcb720
 class NotFound(BrokerError):
     "The broker does not know this order or position"
 
@@ -65,7 +65,7 @@ class NotFound(BrokerError):
 class ProtocolError(BrokerError):
     "The broker's answer makes no sense to us"
 
-# %% ../nbs/01_domain.ipynb #2591288a
+# %% ../nbs/01_domain.ipynb #a116268e
 class RejectReason(StrEnum):
     "Why a broker refused an order"
 
@@ -78,7 +78,7 @@ class RejectReason(StrEnum):
     BLOCKED = "blocked"  # the account may not trade
     OTHER = "other"
 
-# %% ../nbs/01_domain.ipynb #3a6cb235
+# %% ../nbs/01_domain.ipynb #0e43caa4
 class Rejected(BrokerError):
     "The broker refused the order for good; `reason` says why"
 
@@ -90,7 +90,7 @@ class Rejected(BrokerError):
         self.reason = RejectReason(reason)
         super().__init__(f"rejected ({self.reason}): {detail}" if detail else f"rejected ({self.reason})")
 
-# %% ../nbs/01_domain.ipynb #61a48d47
+# %% ../nbs/01_domain.ipynb #6e696987
 class RateLimited(BrokerError):
     "Too many requests; nothing was done, ask again at `retry_at`"
 
@@ -102,7 +102,7 @@ class RateLimited(BrokerError):
         self.retry_at = retry_at
         super().__init__(f"{detail}; again at {retry_at:%Y-%m-%d %H:%M:%S} UTC")
 
-# %% ../nbs/01_domain.ipynb #76c828a9
+# %% ../nbs/01_domain.ipynb #255b72a9
 class LeaseHeld(AlphaTraderError):
     "Another living process trades this account"
 
@@ -120,7 +120,7 @@ class LeaseHeld(AlphaTraderError):
             f"its lease ends {expires_at:%Y-%m-%d %H:%M:%S} UTC"
         )
 
-# %% ../nbs/01_domain.ipynb #5137f1d5
+# %% ../nbs/01_domain.ipynb #0d76c1a2
 def rounded(
     x: Decimal | int | float | str,
     places: int,  # digits kept after the point
@@ -135,21 +135,21 @@ def rounded(
         raise InputError(f"{x!r} is not a number")
     return result
 
-# %% ../nbs/01_domain.ipynb #f3a3fa1d
+# %% ../nbs/01_domain.ipynb #0d032f52
 def usd(
     x: Decimal | int | float | str,
 ) -> Decimal:  # USD, two decimals
     "`x` dollars, to the cent"
     return rounded(x, 2)
 
-
+# %% ../nbs/01_domain.ipynb #8c7137d2
 def usd_text(
     x: Decimal | int | float | str,
 ) -> str:
     "`x` dollars as a person reads them"
     return f"{usd(x):,.2f} USD"
 
-# %% ../nbs/01_domain.ipynb #576b7763
+# %% ../nbs/01_domain.ipynb #9b6d024a
 class Side(StrEnum):
     "Which way the shares go"
 
@@ -161,7 +161,7 @@ class Side(StrEnum):
         "+1 buys, -1 sells"
         return 1 if self is Side.BUY else -1
 
-
+# %% ../nbs/01_domain.ipynb #489f3e3b
 class Purpose(StrEnum):
     "Why the order exists"
 
@@ -171,7 +171,7 @@ class Purpose(StrEnum):
     TARGET = "target"  # the take-profit
     CLOSE = "close"  # a person said so
 
-
+# %% ../nbs/01_domain.ipynb #815c2a8c
 class OrderType(StrEnum):
     "How the price is found"
 
@@ -179,7 +179,7 @@ class OrderType(StrEnum):
     LIMIT = "limit"
     STOP = "stop"
 
-# %% ../nbs/01_domain.ipynb #c7073046
+# %% ../nbs/01_domain.ipynb #85555ab6
 class OrderStatus(StrEnum):
     "The broker's word about an order"
 
@@ -198,7 +198,7 @@ class OrderStatus(StrEnum):
         "Whether nothing more will happen to it"
         return self in {"filled", "canceled", "expired", "rejected", "replaced"}
 
-# %% ../nbs/01_domain.ipynb #4660d51c
+# %% ../nbs/01_domain.ipynb #b71d4416
 class IntentStatus(StrEnum):
     "Our own knowledge about an intent"
 
@@ -219,14 +219,14 @@ class IntentStatus(StrEnum):
         "Whether the intent no longer occupies its symbol"
         return self in TERMINAL_INTENTS
 
-
+# %% ../nbs/01_domain.ipynb #94d66259
 TERMINAL_INTENTS = frozenset(IntentStatus(s) for s in ("filled", "canceled", "expired", "rejected", "dropped"))
 
-# %% ../nbs/01_domain.ipynb #e2cbbbe7
+# %% ../nbs/01_domain.ipynb #f9a78f5e
 SYMBOL = re.compile(r"[A-Z][A-Z0-9.]{0,9}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
-
+# %% ../nbs/01_domain.ipynb #0fce7f6d
 def check_symbol(
     symbol: str,
 ) -> str:  # the same symbol
@@ -235,14 +235,14 @@ def check_symbol(
         raise InputError(f"symbol {symbol!r}: allowed are 1 to 10 capital letters, digits and dots, a letter first")
     return symbol
 
-# %% ../nbs/01_domain.ipynb #345259b7
+# %% ../nbs/01_domain.ipynb #daf796f4
 def account_tag(
     account: str,
 ) -> str:  # six hexadecimal digits
     "A short fingerprint of the account's name"
     return blake2b(account.encode()).hexdigest()[:6]
 
-# %% ../nbs/01_domain.ipynb #6982caa1
+# %% ../nbs/01_domain.ipynb #a84b950b
 @dataclass(frozen=True)
 class OrderIntent:
     "What we want done, once"
@@ -279,7 +279,7 @@ class OrderIntent:
             f"-{account_tag(self.account)}-a{self.attempt}"
         )
 
-# %% ../nbs/01_domain.ipynb #f429432e
+# %% ../nbs/01_domain.ipynb #35334ee4
 def check_intent(
     intent: OrderIntent,
 ) -> None:
@@ -295,7 +295,7 @@ def check_intent(
         raise InputError(f"{where}: attempt {intent.attempt} must be 1 or more")
     check_amounts(intent, where)
 
-# %% ../nbs/01_domain.ipynb #3a17317b
+# %% ../nbs/01_domain.ipynb #fcb9aafc
 def check_amounts(
     intent: OrderIntent,
     where: str,  # begins the error's line
@@ -309,7 +309,7 @@ def check_amounts(
         if (given[name] is not None) != (intent.order_type is order_type):
             raise InputError(f"{where}: {name} belongs to {order_type} orders and to no other, this is {intent.order_type}")
 
-# %% ../nbs/01_domain.ipynb #78bd9724
+# %% ../nbs/01_domain.ipynb #04e45967
 @dataclass(frozen=True)
 class BrokerOrder:
     "An order as the broker knows it, ours or somebody's by hand"
@@ -332,7 +332,7 @@ class BrokerOrder:
         "Shares that may still fill"
         return Decimal(0) if self.status.terminal else self.quantity - self.filled_quantity
 
-# %% ../nbs/01_domain.ipynb #424d2f97
+# %% ../nbs/01_domain.ipynb #8ac28fa9
 @dataclass(frozen=True)
 class Fill:
     "Shares that changed hands"
@@ -357,7 +357,7 @@ class Fill:
         "What it did to our cash, USD to the cent"
         return -usd(self.signed_quantity * self.price) - self.fee
 
-# %% ../nbs/01_domain.ipynb #b784d666
+# %% ../nbs/01_domain.ipynb #b49ab3a9
 @dataclass(frozen=True)
 class Position:
     "Shares held, in the broker's view"
@@ -378,7 +378,7 @@ class Position:
         "Gain over cost as a fraction, 0.10 is +10 %"
         return self.last_price / self.average_price - 1
 
-# %% ../nbs/01_domain.ipynb #43aafc7d
+# %% ../nbs/01_domain.ipynb #274e7582
 @dataclass(frozen=True)
 class Account:
     "The account at the broker"
@@ -402,7 +402,7 @@ class Account:
         "Change of equity since the previous close, -0.02 is -2 %"
         return self.equity / self.last_equity - 1 if self.last_equity else Decimal(0)
 
-# %% ../nbs/01_domain.ipynb #0312c2b9
+# %% ../nbs/01_domain.ipynb #73a17fa3
 @dataclass(frozen=True)
 class Clock:
     "The broker's view of the time"
@@ -412,7 +412,7 @@ class Clock:
     next_open: datetime  # UTC
     next_close: datetime  # UTC
 
-
+# %% ../nbs/01_domain.ipynb #646e281d
 @dataclass(frozen=True)
 class Asset:
     "What the broker says about a symbol"
@@ -422,7 +422,7 @@ class Asset:
     fractionable: bool
     tick: Decimal  # USD, the smallest price step
 
-# %% ../nbs/01_domain.ipynb #857a09b7
+# %% ../nbs/01_domain.ipynb #063486d4
 @dataclass(frozen=True)
 class Capabilities:
     "What a broker can do"
@@ -435,7 +435,7 @@ class Capabilities:
     extended_hours: bool
     paper: bool  # no real money
 
-# %% ../nbs/01_domain.ipynb #9a89f20e
+# %% ../nbs/01_domain.ipynb #28a66284
 @dataclass(frozen=True)
 class CorporateAction:
     "What the broker booked for a split or a dividend"
@@ -447,7 +447,7 @@ class CorporateAction:
     quantity: Decimal  # shares that were added, negative for a reverse split
     cash: Decimal  # USD that were added
 
-# %% ../nbs/01_domain.ipynb #f7fd72fd
+# %% ../nbs/01_domain.ipynb #62de3e65
 @dataclass(frozen=True)
 class Signal:
     "A model's opinion, before any limit was asked"
@@ -458,7 +458,7 @@ class Signal:
     confidence: float  # agreement of the members, 0 to 1, NaN when unknown
     action: Literal["BUY", "SELL", "HOLD"]
 
-# %% ../nbs/01_domain.ipynb #5fc9872c
+# %% ../nbs/01_domain.ipynb #cb541db5
 class RunStatus(StrEnum):
     "How a run ended, or has not yet"
 
@@ -467,7 +467,7 @@ class RunStatus(StrEnum):
     FAILED = "failed"  # it said so itself
     ABANDONED = "abandoned"  # its process died without a word
 
-
+# %% ../nbs/01_domain.ipynb #114512ab
 @dataclass(frozen=True)
 class Run:
     "One execution of a run notebook"

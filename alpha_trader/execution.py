@@ -8,9 +8,9 @@ __all__ = ['STATE_OF', 'WAITS', 'STOP_WORDS', 'TARGET_WORDS', 'PAUSES', 'Outcome
            'intent_of', 'submit_intent', 'owned', 'search', 'unmoved', 'after_clean_miss', 'look_for',
            'resolve_unknown', 'drop_intent', 'drop_stale', 'next_attempt', 'note_purpose', 'owner_of', 'book_one_fill',
            'name_fills', 'timeline', 'book_event', 'note_stranger', 'is_first_look', 'open_balance', 'cash_difference',
-           'News', 'absorb', 'since', 'catch_up', 'is_settled', 'poll_orders', 'send_one', 'send', 'is_over',
-           'cancel_intent', 'working', 'pending', 'differences', 'freeze', 'frozen', 'interrupted', 'Reconciliation',
-           'reconcile', 'unfreeze']
+           'known_rows', 'News', 'absorb', 'since', 'catch_up', 'is_settled', 'poll_orders', 'send_one', 'send',
+           'is_over', 'cancel_intent', 'working', 'pending', 'differences', 'freeze', 'frozen', 'interrupted',
+           'Reconciliation', 'reconcile', 'unfreeze']
 
 # %% ../nbs/12_execution.ipynb #cc414c80
 import json
@@ -215,9 +215,10 @@ def adopt(
     row: IntentRow, order: BrokerOrder, now: datetime,
 ) -> None:
     "Believe the broker about our order"
-    if outdated(db.get(OrderRow, (row.account, order.broker_id)), order):
+    known, named = db.get(OrderRow, (row.account, order.broker_id)), replace(order, client_id=row.client_id)
+    if outdated(known, order) or (known and known.noun() == named and row.broker_id == order.broker_id):
         return
-    mirror_order(db, row.account, replace(order, client_id=row.client_id), now)
+    mirror_order(db, row.account, named, now)
     wrong = mismatch(row.noun(), order)
     status = IntentStatus.CONFLICT if wrong else STATE_OF[order.status]
     if status is IntentStatus.CONFLICT and row.status is IntentStatus.DROPPED:
@@ -452,13 +453,14 @@ def book_one_fill(
 # %% ../nbs/12_execution.ipynb #d641b9e0
 def name_fills(
     db: Session,  # of `writing`
-    intent: IntentRow,
+    account: str,
 ) -> None:
-    "Give the fills of an order their intent, if they were booked without"
-    unnamed = (FillRow.account == intent.account, FillRow.broker_id == intent.broker_id, FillRow.client_id.is_(None))
-    for fill in db.scalars(select(FillRow).where(*unnamed)):
+    "Give fills that were booked without a name the intent of their order"
+    same = (IntentRow.account == FillRow.account) & (IntentRow.broker_id == FillRow.broker_id)
+    unnamed = select(FillRow, IntentRow).join(IntentRow, same).where(FillRow.account == account, FillRow.client_id.is_(None))
+    for fill, intent in db.execute(unnamed).all():
         fill.client_id = intent.client_id
-        note_purpose(position_row(db, intent.account, fill.symbol, fill.booked_at), intent, fill.session)
+        note_purpose(position_row(db, account, fill.symbol, fill.booked_at), intent, fill.session)
 
 # %% ../nbs/12_execution.ipynb #fde5b8e5
 def timeline(look: Look) -> list[Fill | CorporateAction]:
@@ -484,12 +486,13 @@ def note_stranger(
     account: str, order: BrokerOrder, now: datetime,
 ) -> bool:  # whether it is new to us
     "Record an order that is not ours"
-    new = db.get(OrderRow, (account, order.broker_id)) is None
-    mirror_order(db, account, order, now)
-    if new:
+    known = db.get(OrderRow, (account, order.broker_id))
+    if known is None or known.noun() != order:
+        mirror_order(db, account, order, now)
+    if known is None:
         kind = "orphan" if (order.client_id or "").startswith("at-") else "manual"
         alarm(db, account, kind, order.symbol, f"{order.broker_id}: {order.side} {order.quantity} {order.symbol} is not ours", now)
-    return new
+    return known is None
 
 # %% ../nbs/12_execution.ipynb #6dc4f08d
 def is_first_look(db: Session, account: str) -> bool:
@@ -528,6 +531,18 @@ def cash_difference(
     set_state(db, account, "cash", str(cash), now)
     return difference
 
+# %% ../nbs/12_execution.ipynb #457719d9
+def known_rows(
+    db: Session,
+    account: str,
+    look: Look,
+) -> list[OrderRow | IntentRow | FillRow]:  # to be held while the look is absorbed
+    "What we know already of the orders and fills in `look`"
+    orders = select(OrderRow).where(OrderRow.account == account, OrderRow.broker_id.in_([o.broker_id for o in look.orders]))
+    intents = select(IntentRow).where(IntentRow.client_id.in_([o.client_id for o in look.orders if o.client_id]))
+    fills = select(FillRow).where(FillRow.account == account, FillRow.fill_id.in_([f.fill_id for f in look.fills]))
+    return [*db.scalars(orders), *db.scalars(intents), *db.scalars(fills)]
+
 # %% ../nbs/12_execution.ipynb #b64cafc8
 class News(NamedTuple):
     "What a look at the broker brought"
@@ -548,13 +563,13 @@ def absorb(
     account: str, look: Look, now: datetime,
 ) -> News:
     "Write a look at the broker into the store"
-    first, strangers = is_first_look(db, account), []
+    first, strangers, held = is_first_look(db, account), [], known_rows(db, account, look)
     for order in look.orders:
         if intent := owner_of(db, account, order.broker_id, order.client_id):
             adopt(db, intent, order, now)
-            name_fills(db, intent)
         elif note_stranger(db, account, order, now):
             strangers.append(order.broker_id)
+    name_fills(db, account)
     if first:
         open_balance(db, account, look, now)
     booked = [] if first else [(event, book_event(db, account, event, now)) for event in timeline(look)]
@@ -562,6 +577,7 @@ def absorb(
     odd = cash_difference(db, account, look.account.cash, sum((cash for _, cash in fresh), Decimal(0)), now)
     set_state(db, account, "seen", look.account.as_of.isoformat(), now)
     fills = sum(isinstance(event, Fill) for event, _ in fresh)
+    del held
     return News(fills, len(fresh) - fills, tuple(strangers), odd)
 
 # %% ../nbs/12_execution.ipynb #d956665e

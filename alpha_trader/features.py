@@ -7,7 +7,7 @@ __all__ = ['FEATURES', 'NEEDED', 'PanelFunction', 'REGISTERED', 'take_bar', 'bla
            'closed_up', 'spread_out', 'walk_with_gaps', 'blocks', 'has_events', 'answers', 'indicators', 'FeatureSet',
            'feature', 'expand', 'own_feature', 'features', 'FeatureState', 'volatility']
 
-# %% ../nbs/05_features.ipynb #a47de9aa
+# %% ../nbs/05_features.ipynb #f5acef6d
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,10 +30,10 @@ from alpha_trader.indicators import (
 )
 from .kernels import kernel
 
-# %% ../nbs/05_features.ipynb #1b914ad7
+# %% ../nbs/05_features.ipynb #beb9d00e
 FEATURES = NAMES[:-2]  # the shipped set, in the order of the columns: all answers but the two raw bands
 
-# %% ../nbs/05_features.ipynb #965bc9c2
+# %% ../nbs/05_features.ipynb #5181eea5
 @kernel
 def take_bar(
     sheet: np.ndarray,  # float64[ROWS, n], changed
@@ -48,7 +48,7 @@ def take_bar(
         for column in range(newest.size):
             sheet[row, column] = newest[column]
 
-# %% ../nbs/05_features.ipynb #e4deae0f
+# %% ../nbs/05_features.ipynb #7412e864
 NEEDED = tuple(WARM_UP[name] for name in NAMES)  # bars until the first answer, by row
 
 
@@ -63,7 +63,7 @@ def blank(
             for column in range(sheet.shape[1]):
                 sheet[row, column] = np.nan
 
-# %% ../nbs/05_features.ipynb #9565d99a
+# %% ../nbs/05_features.ipynb #67c0ed9b
 @kernel
 def show(
     sheet: np.ndarray,  # float64[ROWS, n]
@@ -94,7 +94,7 @@ def next_row(
     blank(sheet, bar + 1 if bar + 1 >= min_history else 0)
     show(sheet, out)
 
-# %% ../nbs/05_features.ipynb #b9aae126
+# %% ../nbs/05_features.ipynb #c0c2ab3c
 @kernel
 def walk(
     values: np.ndarray,  # float64[5, T, N] adjusted, every bar there
@@ -109,7 +109,7 @@ def walk(
     for time in range(values.shape[1]):
         next_row(sheet, time, values, time, start, raw, min_history, out[time, start:stop])
 
-# %% ../nbs/05_features.ipynb #7a1d0b3b
+# %% ../nbs/05_features.ipynb #ea127bcb
 @kernel
 def has_gaps(
     close: np.ndarray,  # float64[T, N], NaN: no bar
@@ -124,7 +124,7 @@ def has_gaps(
             missing += row[column] != row[column]  # only NaN differs from itself
     return missing > 0
 
-# %% ../nbs/05_features.ipynb #a197113a
+# %% ../nbs/05_features.ipynb #a97cd818
 @kernel
 def closed_up(
     values: np.ndarray,  # float64[5, T, N], NaN: no bar
@@ -160,7 +160,7 @@ def spread_out(
                 out[time, start + column, name] = np.nan if missing else dense[seen[column], column, name]
             seen[column] += not missing
 
-# %% ../nbs/05_features.ipynb #74cd021a
+# %% ../nbs/05_features.ipynb #af1ea392
 @kernel
 def walk_with_gaps(
     values: np.ndarray,  # float64[5, T, N] adjusted, NaN: no bar
@@ -179,7 +179,7 @@ def walk_with_gaps(
     walk(dense, 0, stop - start, raw, min_history, answers)
     spread_out(answers, values[3], start, stop, out)
 
-# %% ../nbs/05_features.ipynb #77fe9964
+# %% ../nbs/05_features.ipynb #fb70f4ca
 def blocks(
     symbols: int,  # N
     threads: int,
@@ -193,7 +193,7 @@ def blocks(
     edges = np.linspace(0, symbols, max(count, 1) + 1).astype(int).tolist()
     return list(zip(edges[:-1], edges[1:], strict=True))
 
-# %% ../nbs/05_features.ipynb #2bf1578e
+# %% ../nbs/05_features.ipynb #27d19c46
 def has_events(panel: Panel) -> bool:
     "Whether there is anything to adjust for"
     return bool((panel.splits != 1.0).any() or (panel.dividends != 0.0).any())
@@ -218,7 +218,7 @@ def answers(
             work.result()
     return out
 
-# %% ../nbs/05_features.ipynb #ab6238d6
+# %% ../nbs/05_features.ipynb #711e2858
 def indicators(
     panel: Panel,
 ) -> dict[str, np.ndarray]:  # float64[T, N] by name; adjusted USD per share, ratios, or points
@@ -227,7 +227,7 @@ def indicators(
     found = {name: np.ascontiguousarray(table[:, :, column]) for column, name in enumerate(NAMES)}
     return found | {"bb_middle": found["sma_20"]}
 
-# %% ../nbs/05_features.ipynb #f60559ea
+# %% ../nbs/05_features.ipynb #917c99fd
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
     "What the models read"
@@ -238,7 +238,7 @@ class FeatureSet:
         "One feature"
         return self.values[:, :, self.names.index(name)]
 
-# %% ../nbs/05_features.ipynb #4a3a781f
+# %% ../nbs/05_features.ipynb #34f213d6
 PanelFunction = Callable[[Panel], np.ndarray]  # Panel → [T, N]
 REGISTERED: dict[str, PanelFunction] = {}  # users' features by name
 
@@ -253,7 +253,7 @@ def feature(
     REGISTERED[name] = function
     return function
 
-# %% ../nbs/05_features.ipynb #4516166c
+# %% ../nbs/05_features.ipynb #f3167446
 def expand(
     names: Sequence[str],  # of features; "shipped": the whole shipped set
 ) -> tuple[str, ...]:  # each once, in the order asked for
@@ -266,7 +266,7 @@ def expand(
         raise InputError("features: at least one name is needed")
     return tuple(dict.fromkeys(wanted))
 
-# %% ../nbs/05_features.ipynb #ffa6a5d5
+# %% ../nbs/05_features.ipynb #e5b31898
 def own_feature(
     panel: Panel,
     name: str,  # as registered
@@ -279,7 +279,7 @@ def own_feature(
     traded = ~np.isnan(panel.close)
     return np.where(traded & (np.cumsum(traded, axis=0) >= min_history), values, np.nan)
 
-# %% ../nbs/05_features.ipynb #2c4f425e
+# %% ../nbs/05_features.ipynb #22c08f26
 def features(
     panel: Panel,
     names: Sequence[str] = ("shipped",),  # shipped set, single names, own features
@@ -300,7 +300,7 @@ def features(
         values[:, :, column] = own_feature(panel, name, min_history) if is_own else shipped[:, :, FEATURES.index(name)]
     return FeatureSet(wanted, values)
 
-# %% ../nbs/05_features.ipynb #197dca95
+# %% ../nbs/05_features.ipynb #5df10272
 class FeatureState:
     "Memory of the shipped features between two bars"
 
@@ -322,7 +322,7 @@ class FeatureState:
         self.bars += 1
         return out
 
-# %% ../nbs/05_features.ipynb #32ef38eb
+# %% ../nbs/05_features.ipynb #2559ff64
 def volatility(
     panel: Panel,
     window: int = 20,  # returns, at least 2
@@ -333,5 +333,6 @@ def volatility(
         (rows,) = np.nonzero(~np.isnan(close[:, column]))
         returns = close[rows[1:], column] / close[rows[:-1], column] - 1
         if len(returns) >= window:
-            out[rows[window:], column] = np.lib.stride_tricks.sliding_window_view(returns, window).std(axis=1, ddof=1)
+            windows: np.ndarray = np.lib.stride_tricks.sliding_window_view(returns, window)
+            out[rows[window:], column] = windows.std(axis=1, ddof=1)
     return out

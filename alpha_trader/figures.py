@@ -7,11 +7,11 @@ __all__ = ['OURS', 'OTHERS', 'GAIN', 'LOSS', 'WARN', 'MUTED', 'ACTIONS', 'TEXT',
            'RETURN', 'PERCENT', 'GAIN_USD', 'RATIO', 'COUNT', 'COLUMNS', 'WORDS', 'TONES', 'account_table', 'MONTHS',
            'house_template', 'canvas', 'thin', 'per_point', 'day_texts', 'line', 'equity_figure', 'drawdown',
            'drawdown_figure', 'limit_line', 'exposure_figure', 'prediction_figure', 'confidence_figure',
-           'feature_gain_figure', 'freshness_figure', 'limits_figure', 'Kind', 'moment_text', 'kind_of', 'is_missing',
-           'Toned', 'tone_of', 'table_cell', 'Table', 'decisions_table', 'orders_table', 'facts_table', 'toned',
-           'monthly_returns', 'tint', 'HeatTable', 'monthly_table']
+           'feature_gain_figure', 'freshness_figure', 'limits_figure', 'Kind', 'moment_text', 'shares_text', 'kind_of',
+           'is_missing', 'Toned', 'tone_of', 'table_cell', 'Table', 'decisions_table', 'orders_table', 'facts_table',
+           'toned', 'monthly_returns', 'tint', 'HeatTable', 'monthly_table']
 
-# %% ../nbs/15_figures.ipynb #bc6ada34
+# %% ../nbs/15_figures.ipynb #1520dcf3
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +27,11 @@ import plotly.graph_objects as go
 
 from .runner import POINTS, extremes
 
-# %% ../nbs/15_figures.ipynb #03ea2d87
+# %% ../nbs/15_figures.ipynb #b7e407f0
 OURS, OTHERS, GAIN, LOSS, WARN, MUTED = "#0072B2", "#8a8f98", "#009E73", "#D55E00", "#E69F00", "#b5bac2"
 ACTIONS = {"BUY": GAIN, "SELL": LOSS, "HOLD": MUTED}  # an action's colour, everywhere
 
-# %% ../nbs/15_figures.ipynb #9648ac9c
+# %% ../nbs/15_figures.ipynb #e7f1b53c
 @cache
 def house_template() -> go.layout.Template:
     "The look that all figures share"
@@ -52,7 +52,7 @@ def house_template() -> go.layout.Template:
         }
     )
 
-
+# %% ../nbs/15_figures.ipynb #bf9fb025
 def canvas(
     unit: str = "",  # what the y axis counts, such as USD
     form: str = "",  # d3 format of its ticks: ",.0f" or ".1%"
@@ -63,7 +63,7 @@ def canvas(
     figure.update_layout(template=house_template(), yaxis_title=unit, yaxis_tickformat=form, **layout)
     return figure
 
-# %% ../nbs/15_figures.ipynb #96f82bc4
+# %% ../nbs/15_figures.ipynb #f2445c0f
 def thin(
     figure: go.Figure,
     most: int = POINTS,  # points a trace keeps
@@ -76,20 +76,20 @@ def thin(
         trace.update({name: np.asarray(trace[name])[kept] for name in ("x", "y", "text", "customdata") if per_point(trace, name)})
     return figure
 
-
+# %% ../nbs/15_figures.ipynb #f9cdb2dd
 def per_point(trace: Any, name: str) -> bool:
     "Whether a trace has one entry of `name` for each of its points"
     value = trace[name]
     return value is not None and not isinstance(value, str) and len(value) == len(trace.y)
 
-# %% ../nbs/15_figures.ipynb #0d4a2c6d
+# %% ../nbs/15_figures.ipynb #974dca75
 def day_texts(
     index: pd.Index,  # of dates or moments
 ) -> list[str]:  # ISO dates
     "Sessions as short texts: a third of the weight of timestamps"
     return [str(day)[:10] for day in index]
 
-
+# %% ../nbs/15_figures.ipynb #b9604114
 def line(
     figure: go.Figure,
     series: pd.Series,  # by session
@@ -102,7 +102,7 @@ def line(
     values = np.round(kept.to_numpy(dtype=float), 6)
     return figure.add_scatter(x=day_texts(kept.index), y=values, name=name, mode="lines", line={"color": color, "width": 1.8}, **style)
 
-# %% ../nbs/15_figures.ipynb #76b51fc9
+# %% ../nbs/15_figures.ipynb #b74f59ae
 def equity_figure(
     equity: pd.Series,  # USD at each session's close
     benchmark: pd.Series | None = None,  # the same for what it is compared with, USD
@@ -114,14 +114,14 @@ def equity_figure(
         line(figure, benchmark, benchmark_name, OTHERS)
     return figure
 
-# %% ../nbs/15_figures.ipynb #bde59da5
+# %% ../nbs/15_figures.ipynb #4e207b13
 def drawdown(
     equity: pd.Series,  # USD at each session's close
 ) -> pd.Series:  # 0 at a new high, -0.25 a quarter below it
     "How far below its best the account stands"
     return equity / equity.cummax() - 1.0
 
-# %% ../nbs/15_figures.ipynb #042ee614
+# %% ../nbs/15_figures.ipynb #a08cc410
 def drawdown_figure(
     equity: pd.Series,  # USD at each session's close
     benchmark: pd.Series | None = None,  # the same for what it is compared with
@@ -133,7 +133,7 @@ def drawdown_figure(
         line(figure, drawdown(benchmark), benchmark_name, OTHERS)
     return figure
 
-# %% ../nbs/15_figures.ipynb #0e46c426
+# %% ../nbs/15_figures.ipynb #37d1699a
 def limit_line(
     figure: go.Figure,
     value: float,  # in the unit of the axis
@@ -146,7 +146,7 @@ def limit_line(
     draw = figure.add_hline if across == "y" else figure.add_vline
     return draw(**{across: value}, annotation_position=place, **mark)
 
-
+# %% ../nbs/15_figures.ipynb #d4baa0dc
 def exposure_figure(
     exposure: pd.Series,  # market value / equity at each session's close, 0.8 is 80 %
     limit: float | None = None,  # [risk] max_exposure
@@ -155,7 +155,7 @@ def exposure_figure(
     figure = line(canvas("of equity", ".0%", yaxis_rangemode="tozero"), exposure, "in the market", OURS, fill="tozeroy")
     return figure if limit is None else limit_line(figure, limit, f"limit {limit:.0%}")
 
-# %% ../nbs/15_figures.ipynb #9f3a694a
+# %% ../nbs/15_figures.ipynb #ee6707c0
 def prediction_figure(
     signals: pd.DataFrame,  # columns symbol, predicted (fraction), action
     buy: float,  # [signals] buy, 0.005 is +0.5 %
@@ -171,7 +171,7 @@ def prediction_figure(
     figure.update_yaxes(categoryorder="array", categoryarray=ranked["symbol"].tolist())
     return limit_line(limit_line(figure, buy, "buy", "x", "bottom right"), sell, "sell", "x", "top left")
 
-# %% ../nbs/15_figures.ipynb #9a0154c4
+# %% ../nbs/15_figures.ipynb #7c819217
 def confidence_figure(
     signals: pd.DataFrame,  # columns symbol, predicted (fraction), confidence (0 to 1), action
     buy: float,  # [signals] buy
@@ -188,7 +188,7 @@ def confidence_figure(
     limit_line(limit_line(figure, buy, "buy", "x", "bottom right"), sell, "sell", "x", "bottom left")
     return limit_line(figure, confidence, f"confidence {confidence:g}")
 
-# %% ../nbs/15_figures.ipynb #b9b55da0
+# %% ../nbs/15_figures.ipynb #3272222f
 def feature_gain_figure(
     gain: Mapping[str, float],  # feature -> its gain, in any unit
     most: int = 20,  # features shown
@@ -199,7 +199,7 @@ def feature_gain_figure(
     figure = canvas(height=90 + 20 * len(top), hovermode="closest", xaxis_tickformat=".0%", xaxis_title="share of the gain")
     return figure.add_bar(x=[round(g / total, 6) for _, g in top], y=[name for name, _ in top], orientation="h", marker_color=OURS)
 
-# %% ../nbs/15_figures.ipynb #21eea6db
+# %% ../nbs/15_figures.ipynb #a54eb9a8
 def freshness_figure(
     ages: pd.Series,  # sessions since each symbol's newest bar, by symbol; NaN: no bars at all
     stale_after: int,  # [data] stale_after, sessions
@@ -214,7 +214,7 @@ def freshness_figure(
     figure.update_layout(showlegend=False)
     return limit_line(figure, stale_after + 0.5, "stale", place="top left")
 
-# %% ../nbs/15_figures.ipynb #ebe7b9f8
+# %% ../nbs/15_figures.ipynb #5dfded27
 def limits_figure(
     used: Mapping[str, float],  # what stands against each limit
     allowed: Mapping[str, float],  # the limits, in the same units
@@ -228,25 +228,30 @@ def limits_figure(
     figure.update_xaxes(range=[0, max(1.1, *shares.values()) if shares else 1.1])
     return limit_line(figure, 1.0, "limit", "x", "top")
 
-# %% ../nbs/15_figures.ipynb #5f2f4b53
+# %% ../nbs/15_figures.ipynb #b7b60960
 class Kind(NamedTuple):
     "How the values of a column are written"
     write: Callable[[Any], str]
     number: bool = True  # numbers are aligned to the right
     signed: bool = False  # a gain or loss has its colour
 
-
+# %% ../nbs/15_figures.ipynb #d328bef0
 def moment_text(value: Any) -> str:
     "A moment to the minute"
     return f"{value:%Y-%m-%d %H:%M}"
 
 
+def shares_text(value: Any) -> str:
+    "Shares to the millionth, without idle zeros"
+    return f"{float(value):,.6f}".rstrip("0").rstrip(".")
+
+# %% ../nbs/15_figures.ipynb #e3cad22e
 TEXT, DAY, MOMENT = Kind(str, number=False), Kind(lambda v: str(v)[:10], number=False), Kind(moment_text, number=False)
-USD, PRICE, SHARES = Kind("{:,.2f}".format), Kind("{:,.2f}".format), Kind("{:,.6g}".format)
+USD, PRICE, SHARES = Kind("{:,.2f}".format), Kind("{:,.2f}".format), Kind(shares_text)
 RETURN, PERCENT = Kind("{:+.2%}".format, signed=True), Kind("{:.1%}".format)
 GAIN_USD, RATIO, COUNT = Kind("{:+,.2f}".format, signed=True), Kind("{:.2f}".format), Kind("{:,.0f}".format)
 
-# %% ../nbs/15_figures.ipynb #f59ef748
+# %% ../nbs/15_figures.ipynb #8cde4a13
 COLUMNS: dict[str, Kind] = {
     **dict.fromkeys(("predicted", "return", "day_return", "total_return", "annualized_return", "unrealized", "max_drawdown", "drawdown", "excess"), RETURN),
     **dict.fromkeys(("pnl", "profit", "realized", "cash_flow"), GAIN_USD),
@@ -265,7 +270,7 @@ WORDS: dict[str, str] = {  # words with a colour, wherever they stand alone in a
     **dict.fromkeys(("rejected", "refused", "refuse", "warn", "drop", "stale", "unknown", "expired", "canceled", "dropped", "abandoned", "partial"), "warn"),
 }
 
-
+# %% ../nbs/15_figures.ipynb #5931b55a
 def kind_of(
     name: str,  # of the column
     values: Sequence[Any],
@@ -282,12 +287,12 @@ def kind_of(
         return TEXT
     return COUNT if isinstance(first, int | np.integer) else Kind("{:,.4g}".format)
 
-
+# %% ../nbs/15_figures.ipynb #6c3dafdc
 def is_missing(value: Any) -> bool:
     "None, NaN and NaT"
     return value is None or value is pd.NaT or (isinstance(value, float | np.floating | Decimal) and math.isnan(value))
 
-# %% ../nbs/15_figures.ipynb #4846ca7c
+# %% ../nbs/15_figures.ipynb #f5490951
 TONES = {"gain": GAIN, "loss": LOSS, "warn": WARN, "muted": OTHERS, "": ""}
 
 
@@ -296,7 +301,7 @@ class Toned(str):
 
     tone = ""
 
-
+# %% ../nbs/15_figures.ipynb #60e8a914
 def tone_of(
     value: Any,
     kind: Kind,
@@ -310,7 +315,7 @@ def tone_of(
         return "gain" if value > 0 else "loss" if value < 0 else ""
     return WORDS.get(str(value), "") if isinstance(value, str) else ""
 
-
+# %% ../nbs/15_figures.ipynb #9d8dd122
 def table_cell(
     value: Any,
     kind: Kind,
@@ -321,7 +326,7 @@ def table_cell(
     text = "–" if is_missing(value) else html.escape(kind.write(value) if not isinstance(value, str) else value)
     return f'<td style="{style}">{text}</td>'
 
-# %% ../nbs/15_figures.ipynb #d74d5903
+# %% ../nbs/15_figures.ipynb #9d04c459
 @dataclass(frozen=True)
 class Table:
     "A frame that knows how to show itself"
@@ -346,7 +351,7 @@ class Table:
         body = "".join("<tr>" + "".join(map(table_cell, row, kinds)) + "</tr>" for row in rows)
         return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
-# %% ../nbs/15_figures.ipynb #eb2a87dd
+# %% ../nbs/15_figures.ipynb #419596c3
 def decisions_table(
     frame: pd.DataFrame,  # one row a symbol: symbol, action, quantity, reason and whatever else was recorded
     quantity: str = "quantity",  # column with the shares to trade; 0: none
@@ -358,14 +363,14 @@ def decisions_table(
     order = (traded == 0).sort_values(kind="stable").index
     return Table(frame.loc[order])
 
-
+# %% ../nbs/15_figures.ipynb #62c6bbb5
 def orders_table(
     frame: pd.DataFrame,  # one row an order: symbol, side, purpose, quantity, price, status, reason …
 ) -> Table:
     "What was sent, what became of it"
     return Table(frame, empty="no orders")
 
-# %% ../nbs/15_figures.ipynb #36b0b38a
+# %% ../nbs/15_figures.ipynb #cc9258b0
 def facts_table(
     facts: Mapping[str, Any],  # name -> value
     kinds: Mapping[str, Kind] | None = None,  # for names that do not say it
@@ -375,7 +380,7 @@ def facts_table(
     frame = pd.DataFrame({"fact": [n.replace("_", " ") for n in facts], "amount": [toned(v, chosen[n]) for n, v in facts.items()]}, dtype=object)
     return Table(frame, {"fact": TEXT, "amount": Kind(str)})
 
-
+# %% ../nbs/15_figures.ipynb #da3120a9
 def toned(
     value: Any,
     kind: Kind,
@@ -385,10 +390,10 @@ def toned(
     text.tone = tone_of(value, kind)
     return text
 
-
+# %% ../nbs/15_figures.ipynb #a4432d9e
 account_table = facts_table  # of the account's fields
 
-# %% ../nbs/15_figures.ipynb #1f7621a3
+# %% ../nbs/15_figures.ipynb #59a5bf94
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -403,7 +408,7 @@ def monthly_returns(
     returns["year"] = (1.0 + returns).prod(axis=1) - 1.0
     return returns.rename_axis("", axis=0)
 
-# %% ../nbs/15_figures.ipynb #242f40bd
+# %% ../nbs/15_figures.ipynb #0e827dbc
 def tint(
     value: float,  # a return
     full: float = 0.1,  # the size that gets the strongest colour
@@ -412,7 +417,7 @@ def tint(
     strength = round(0.08 + 0.42 * min(abs(value) / full, 1.0), 2)
     return f"rgba({'0,158,115' if value >= 0 else '213,94,0'},{strength})"
 
-
+# %% ../nbs/15_figures.ipynb #fc9fbcea
 @dataclass(frozen=True)
 class HeatTable:
     "Returns by year and month, tinted by size"
@@ -431,7 +436,7 @@ class HeatTable:
         )
         return f'<div class="table"><table class="heat"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
-
+# %% ../nbs/15_figures.ipynb #aba39ede
 def monthly_table(
     equity: pd.Series,  # USD at each session's close
 ) -> HeatTable:

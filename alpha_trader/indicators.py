@@ -17,14 +17,14 @@ __all__ = ['NAMES', 'SMA_5', 'SMA_20', 'SMA_60', 'EMA_12', 'EMA_26', 'MACD', 'MA
            'volatility_20', 'moves', 'strength', 'relative_strength', 'extremes', 'mean_3', 'stochastic', 'true_range',
            'average_range', 'relative_volume', 'step', 'against_close', 'relative']
 
-# %% ../nbs/04e_indicators.ipynb #14ce8547
+# %% ../nbs/04e_indicators.ipynb #b05b427f
 from typing import NamedTuple
 
 import numpy as np
 
 from .kernels import kernel
 
-# %% ../nbs/04e_indicators.ipynb #bb99886a
+# %% ../nbs/04e_indicators.ipynb #fdf89b02
 NAMES = (
     "sma_5", "sma_20", "sma_60", "ema_12", "ema_26", "macd", "macd_signal", "macd_diff",
     "rsi_14", "rsi_14_simple", "stoch_k", "stoch_d", "bb_width", "bb_pband", "price_vs_bb_upper", "price_vs_bb_lower",
@@ -36,9 +36,9 @@ NAMES = (
     RSI_14, RSI_14_SIMPLE, STOCH_K, STOCH_D, BB_WIDTH, BB_PBAND, PRICE_VS_BB_UPPER, PRICE_VS_BB_LOWER,
     ATR_14, VOLUME_RATIO, RETURN_1D, RETURN_5D, RETURN_20D, VOLATILITY_20D,
     SMA_CROSS_5_20, EMA_CROSS_12_26, MOMENTUM_SCORE, BB_UPPER, BB_LOWER,
-) = range(len(NAMES))
+) = np.arange(len(NAMES))
 
-# %% ../nbs/04e_indicators.ipynb #17ee55bb
+# %% ../nbs/04e_indicators.ipynb #d5911b9a
 WARM_UP = dict(zip(NAMES, (
     5, 20, 60, 12, 26, 26, 34, 34,
     14, 15, 14, 16, 20, 20, 20, 20,
@@ -46,14 +46,14 @@ WARM_UP = dict(zip(NAMES, (
     20, 26, 10, 20, 20,
 ), strict=True))  # bars until the first answer
 
-# %% ../nbs/04e_indicators.ipynb #980fd2c3
+# %% ../nbs/04e_indicators.ipynb #27e138e6
 (
     HIGH, LOW, CLOSE, VOLUME,  # the newest bar
     EMA_12_MEMORY, EMA_26_MEMORY, SIGNAL_MEMORY, GAIN_MEMORY, LOSS_MEMORY, RANGE_MEMORY,
     ONE, TWO,  # scratch: valid within one small step
-) = range(len(NAMES), len(NAMES) + 12)
+) = np.arange(len(NAMES), len(NAMES) + 12)
 
-# %% ../nbs/04e_indicators.ipynb #554a71f5
+# %% ../nbs/04e_indicators.ipynb #5b2dc115
 class Ring(NamedTuple):
     "Rows of the sheet that hold the newest bars of one quantity"
     first: int  # row
@@ -68,7 +68,7 @@ def at(
     "Where the ring keeps a bar"
     return ring.first + (bar & (ring.size - 1))
 
-# %% ../nbs/04e_indicators.ipynb #652c5eba
+# %% ../nbs/04e_indicators.ipynb #30217453
 def rings(
     first: int,  # row of the first ring
     sizes: tuple[int, ...],  # rows of each ring
@@ -77,17 +77,17 @@ def rings(
     starts = [first + sum(sizes[:number]) for number in range(len(sizes))]
     return [Ring(start, size) for start, size in zip(starts, sizes, strict=True)]
 
-# %% ../nbs/04e_indicators.ipynb #3bf6a44d
+# %% ../nbs/04e_indicators.ipynb #f23487c5
 (
     CLOSES, CLOSES_5, CLOSES_10, CLOSES_20, CLOSE_SPREADS_5, CLOSE_SPREADS_10,
     RETURNS, RETURNS_5, RETURNS_10, RETURN_SPREADS_5, RETURN_SPREADS_10,
     GAINS, LOSSES, GAINS_7, LOSSES_7,
     HIGHS, HIGHS_2, HIGHS_4, HIGHS_8, LOWS, LOWS_2, LOWS_4, LOWS_8, STOCHASTICS,
     VOLUMES, VOLUMES_5, VOLUMES_10,
-) = RINGS = rings(VOLUME + 9, (32, 8, 16, 64, 8, 16) + (8, 8, 16, 8, 16) + (8,) * 4 + (2, 4, 8, 8) * 2 + (4,) + (8, 8, 16))
+) = RINGS = rings(int(TWO) + 1, (32, 8, 16, 64, 8, 16) + (8, 8, 16, 8, 16) + (8,) * 4 + (2, 4, 8, 8) * 2 + (4,) + (8, 8, 16))
 ROWS = RINGS[-1].first + RINGS[-1].size  # height of the sheet
 
-# %% ../nbs/04e_indicators.ipynb #f165d3e8
+# %% ../nbs/04e_indicators.ipynb #3ffd73af
 @kernel
 def keep(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -100,7 +100,7 @@ def keep(
     for column in range(sheet.shape[1]):
         sheet[out, column] = sheet[value, column]
 
-# %% ../nbs/04e_indicators.ipynb #5c9288c8
+# %% ../nbs/04e_indicators.ipynb #9ef3b3b5
 @kernel
 def add(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -160,7 +160,7 @@ def change(
     for column in range(sheet.shape[1]):
         sheet[out, column] = sheet[a, column] / sheet[b, column] - 1
 
-# %% ../nbs/04e_indicators.ipynb #e4282d01
+# %% ../nbs/04e_indicators.ipynb #d2e3b7b8
 @kernel
 def smooth(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -175,7 +175,7 @@ def smooth(
         sheet[memory, column] = newest
         sheet[out, column] = newest
 
-# %% ../nbs/04e_indicators.ipynb #df5ea095
+# %% ../nbs/04e_indicators.ipynb #d51c6964
 @kernel
 def total_5(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -189,7 +189,7 @@ def total_5(
         pairs = (sheet[a, column] + sheet[b, column]) + (sheet[c, column] + sheet[d, column])
         sheet[out, column] = pairs + sheet[e, column]
 
-# %% ../nbs/04e_indicators.ipynb #52921ae2
+# %% ../nbs/04e_indicators.ipynb #a582ca3c
 @kernel
 def total_7(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -204,7 +204,7 @@ def total_7(
         first = (sheet[a, column] + sheet[b, column]) + (sheet[c, column] + sheet[d, column])
         sheet[out, column] = first + ((sheet[e, column] + sheet[f, column]) + sheet[g, column])
 
-# %% ../nbs/04e_indicators.ipynb #1d1b5f9f
+# %% ../nbs/04e_indicators.ipynb #2ba8225d
 @kernel
 def spread_5(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -221,7 +221,7 @@ def spread_5(
         total = (p + q) + (r + s)
         sheet[out, column] = (p * p + q * q) + (r * r + s * s) - total * total * 0.2
 
-# %% ../nbs/04e_indicators.ipynb #8617327f
+# %% ../nbs/04e_indicators.ipynb #d08b572d
 @kernel
 def join_spreads(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -238,7 +238,7 @@ def join_spreads(
         apart = sheet[total_now, column] - sheet[total_before, column]
         sheet[out, column] = (sheet[now, column] + sheet[before, column]) + apart * apart * weight
 
-# %% ../nbs/04e_indicators.ipynb #089fdd77
+# %% ../nbs/04e_indicators.ipynb #c40e4a79
 @kernel
 def deviation(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -251,7 +251,7 @@ def deviation(
     for column in range(sheet.shape[1]):
         sheet[out, column] = np.sqrt(sheet[spread, column] * weight)
 
-# %% ../nbs/04e_indicators.ipynb #1b3231af
+# %% ../nbs/04e_indicators.ipynb #410b83ce
 @kernel
 def higher(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -275,7 +275,7 @@ def lower(
     for column in range(sheet.shape[1]):
         sheet[out, column] = min(sheet[a, column], sheet[b, column])
 
-# %% ../nbs/04e_indicators.ipynb #680249f2
+# %% ../nbs/04e_indicators.ipynb #1d92ba49
 @kernel
 def new_sheet(
     symbols: int,  # N
@@ -283,7 +283,7 @@ def new_sheet(
     "An empty memory: no bar seen yet"
     return np.zeros((ROWS, symbols))
 
-# %% ../nbs/04e_indicators.ipynb #070b275b
+# %% ../nbs/04e_indicators.ipynb #9a40f787
 @kernel
 def simple_averages(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -303,7 +303,7 @@ def simple_averages(
     change(sheet, CLOSE, ONE, MOMENTUM_SCORE)
     change(sheet, SMA_5, SMA_20, SMA_CROSS_5_20)
 
-# %% ../nbs/04e_indicators.ipynb #4f36ca39
+# %% ../nbs/04e_indicators.ipynb #da767975
 @kernel
 def band(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -331,7 +331,7 @@ def place(
         height = sheet[top, column] - sheet[bottom, column]
         sheet[out, column] = size * (sheet[value, column] - sheet[bottom, column]) / height
 
-# %% ../nbs/04e_indicators.ipynb #7bce7cc7
+# %% ../nbs/04e_indicators.ipynb #3f5c839b
 @kernel
 def bands(
     sheet: np.ndarray,  # float64[ROWS, N], changed; after `simple_averages`
@@ -351,7 +351,7 @@ def bands(
     change(sheet, CLOSE, BB_UPPER, PRICE_VS_BB_UPPER)
     change(sheet, CLOSE, BB_LOWER, PRICE_VS_BB_LOWER)
 
-# %% ../nbs/04e_indicators.ipynb #1d33387b
+# %% ../nbs/04e_indicators.ipynb #3a78baaf
 @kernel
 def exponential_averages(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -365,7 +365,7 @@ def exponential_averages(
     subtract(sheet, MACD, MACD_SIGNAL, MACD_DIFF)
     change(sheet, EMA_12, EMA_26, EMA_CROSS_12_26)
 
-# %% ../nbs/04e_indicators.ipynb #511a332c
+# %% ../nbs/04e_indicators.ipynb #184d9b73
 @kernel
 def returns(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -376,7 +376,7 @@ def returns(
     change(sheet, CLOSE, at(CLOSES, bar - 5), RETURN_5D)
     change(sheet, CLOSE, at(CLOSES, bar - 20), RETURN_20D)
 
-# %% ../nbs/04e_indicators.ipynb #3e9c14fc
+# %% ../nbs/04e_indicators.ipynb #15b8599e
 @kernel
 def volatility_20(
     sheet: np.ndarray,  # float64[ROWS, N], changed; after `returns`
@@ -394,7 +394,7 @@ def volatility_20(
     )
     deviation(sheet, ONE, 19.0, VOLATILITY_20D)
 
-# %% ../nbs/04e_indicators.ipynb #18fd1591
+# %% ../nbs/04e_indicators.ipynb #baa95525
 @kernel
 def moves(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -422,7 +422,7 @@ def strength(
         up, down = sheet[gain, column], sheet[loss, column]
         sheet[out, column] = 100.0 if down == 0.0 else 100.0 * up / (up + down)
 
-# %% ../nbs/04e_indicators.ipynb #0a2e1fff
+# %% ../nbs/04e_indicators.ipynb #5e300959
 @kernel
 def relative_strength(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -440,7 +440,7 @@ def relative_strength(
     add(sheet, loss_7, at(LOSSES_7, bar - 7), TWO)
     strength(sheet, ONE, TWO, RSI_14_SIMPLE)
 
-# %% ../nbs/04e_indicators.ipynb #8c62a8ec
+# %% ../nbs/04e_indicators.ipynb #9e13470c
 @kernel
 def extremes(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -460,7 +460,7 @@ def extremes(
     lower(sheet, at(LOWS_4, bar), at(LOWS_4, bar - 4), at(LOWS_8, bar))
     lower(sheet, at(LOWS_8, bar), at(LOWS_8, bar - 6), lowest)
 
-# %% ../nbs/04e_indicators.ipynb #b426bd9e
+# %% ../nbs/04e_indicators.ipynb #1af32a47
 @kernel
 def mean_3(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -485,7 +485,7 @@ def stochastic(
     keep(sheet, STOCH_K, STOCHASTICS, bar)
     mean_3(sheet, STOCHASTICS, bar, STOCH_D)
 
-# %% ../nbs/04e_indicators.ipynb #dd14f4f4
+# %% ../nbs/04e_indicators.ipynb #3104d561
 @kernel
 def true_range(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -509,7 +509,7 @@ def average_range(
     true_range(sheet, HIGH, LOW, at(CLOSES, bar - 1) if bar > 0 else CLOSE, ONE)
     smooth(sheet, RANGE_MEMORY, ONE, 1 / min(bar + 1, 14), ATR_14)
 
-# %% ../nbs/04e_indicators.ipynb #9e28640f
+# %% ../nbs/04e_indicators.ipynb #182077fc
 @kernel
 def relative_volume(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -524,7 +524,7 @@ def relative_volume(
     scale(sheet, ONE, 1 / 20, ONE)
     divide(sheet, VOLUME, ONE, VOLUME_RATIO)
 
-# %% ../nbs/04e_indicators.ipynb #dea19533
+# %% ../nbs/04e_indicators.ipynb #c23705c9
 @kernel
 def step(
     sheet: np.ndarray,  # float64[ROWS, N] with the newest bar in HIGH, LOW, CLOSE and VOLUME; changed
@@ -542,7 +542,7 @@ def step(
     average_range(sheet, bar)
     relative_volume(sheet, bar)
 
-# %% ../nbs/04e_indicators.ipynb #a3703dcc
+# %% ../nbs/04e_indicators.ipynb #89b99e53
 @kernel
 def against_close(
     sheet: np.ndarray,  # float64[rows, N], changed

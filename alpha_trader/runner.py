@@ -10,11 +10,11 @@ __all__ = ['KERNEL', 'KINDS', 'Scrub', 'POINTS', 'FIGURE_BYTES', 'PLOTLY', 'Prog
            'report_figures', 'Failure', 'headings', 'Execution', 'tidy', 'register_engine', 'executed', 'quiet',
            'RunFiles', 'slot_date', 'run_files', 'write_atomically', 'find_notebook', 'git_commit', 'provenance_of',
            'scrubbed', 'titled', 'ShownParameter', 'shown_parameters', 'ReportHead', 'exporter', 'report_html',
-           'shared_plotly', 'has_figures', 'RunResult', 'Job', 'checked_job', 'write_files', 'run_facts',
+           'shared_plotly', 'has_figures', 'RunResult', 'Job', 'checked_job', 'write_files', 'report_head', 'run_facts',
            'run_notebook', 'finished', 'imported_modules', 'warm', 'rehearse', 'child_main', 'answer', 'restored',
            'spawn_run', 'death', 'lost']
 
-# %% ../nbs/14_runner.ipynb #295c7182
+# %% ../nbs/14_runner.ipynb #2d03d0b8
 import ast
 import atexit
 import base64
@@ -58,7 +58,7 @@ from .sessions import calendar
 from .settings import Settings
 from .store import AlreadyDone, Provenance, RunRow, begin_run, finish_run, open_store, reading, this_process
 
-# %% ../nbs/14_runner.ipynb #40256678
+# %% ../nbs/14_runner.ipynb #c5415135
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int), "bool": (bool,), "list": (list, tuple)}
 
@@ -75,7 +75,7 @@ class Parameter(NamedTuple):
         "What may be given, for an error's line"
         return f"{self.kind} or None" if self.default is None else self.kind
 
-# %% ../nbs/14_runner.ipynb #b0626cd9
+# %% ../nbs/14_runner.ipynb #c94309e7
 def parameter_cell(
     notebook: Any,  # nbformat's NotebookNode
     name: str,  # of the notebook, for the error's line
@@ -86,7 +86,7 @@ def parameter_cell(
         raise RunError(f"{name}: {len(found)} cells carry the tag 'parameters', allowed: exactly one")
     return found[0]
 
-# %% ../nbs/14_runner.ipynb #4e318b6b
+# %% ../nbs/14_runner.ipynb #d8282425
 def assigned_lines(
     source: str,  # of the parameters cell
     name: str,
@@ -102,7 +102,7 @@ def assigned_lines(
             raise RunError(f"{name}: line {node.lineno} of the parameters cell is not a typed assignment, {form}")
     return {node.target.id: node.lineno for node in body}  # type: ignore[attr-defined]
 
-# %% ../nbs/14_runner.ipynb #515bf474
+# %% ../nbs/14_runner.ipynb #aea4a58c
 def declared_parameters(
     notebook: Any,  # NotebookNode
     name: str,  # of the notebook, for errors
@@ -129,7 +129,7 @@ def declared_parameters(
         declared[parameter] = Parameter(parameter, kind, default, seen["help"])
     return declared
 
-# %% ../nbs/14_runner.ipynb #0bebafe7
+# %% ../nbs/14_runner.ipynb #d44b38c8
 def fits(
     value: object,
     kind: str,  # a key of KINDS
@@ -141,7 +141,7 @@ def fits(
         return False
     return isinstance(value, KINDS[kind]) and not (isinstance(value, float) and not math.isfinite(value))
 
-# %% ../nbs/14_runner.ipynb #806dfd2d
+# %% ../nbs/14_runner.ipynb #b7eceea3
 Scrub = Callable[[str], str]  # removes secrets from a text; see `logs`
 
 
@@ -154,7 +154,7 @@ def looks_secret(
     texts = [str(v) for v in (value if isinstance(value, list | tuple) else [value])]
     return is_sensitive(name) or any(scrub(text) != text for text in texts)
 
-# %% ../nbs/14_runner.ipynb #2129f958
+# %% ../nbs/14_runner.ipynb #0f52995a
 def checked_value(
     parameter: Parameter,
     value: object,
@@ -172,7 +172,7 @@ def checked_value(
         return float(str(value))
     return list(value) if isinstance(value, tuple) else value
 
-
+# %% ../nbs/14_runner.ipynb #99fde3da
 def checked_parameters(
     declared: Mapping[str, Parameter],  # what the notebook takes
     given: Mapping[str, object],  # what this run hands over; the rest keep their defaults
@@ -187,7 +187,7 @@ def checked_parameters(
             raise RunError(f"{name}: unknown parameter {parameter!r}{hint} (allowed: {', '.join(declared) or 'none'})")
     return {p: checked_value(d, given.get(p, d.default), f"{name}: parameter {p}", scrub) for p, d in declared.items()}
 
-# %% ../nbs/14_runner.ipynb #30120a20
+# %% ../nbs/14_runner.ipynb #8a1a25cc
 def from_text(
     parameter: Parameter,
     text: str,  # as typed at the command line
@@ -209,7 +209,7 @@ def from_text(
         raise InputError(f"parameter {parameter.name}: found {text!r}, allowed: {allowed}") from None
     return text
 
-# %% ../nbs/14_runner.ipynb #cfb2e039
+# %% ../nbs/14_runner.ipynb #69432d81
 class Outputs:
     "What one cell has shown so far, in the words of the notebook format"
 
@@ -231,19 +231,19 @@ class Outputs:
         "Add an error with its traceback"
         self.items.append({"output_type": "error", "ename": name, "evalue": message, "traceback": list(lines)})
 
-
+# %% ../nbs/14_runner.ipynb #4a037457
 def bundled(data: Mapping[str, Any]) -> dict[str, Any]:
     "Pictures are bytes in Python and base64 in a notebook"
     return {mime: base64.b64encode(value).decode() if isinstance(value, bytes) else value for mime, value in data.items()}
 
-# %% ../nbs/14_runner.ipynb #3d85a65c
+# %% ../nbs/14_runner.ipynb #5433f929
 def last_state(
     text: str,  # as printed, with carriage returns
 ) -> str:
     "What a terminal would show in the end"
     return re.sub(r"[^\n]*\r(?=[^\n])", "", text).replace("\r", "")
 
-
+# %% ../nbs/14_runner.ipynb #07b397a5
 class Tap(io.TextIOBase):
     "A stand-in for stdout or stderr that writes into the outputs of the current cell"
 
@@ -262,7 +262,7 @@ class Tap(io.TextIOBase):
         self.shell.outputs.text(self.name, text)
         return len(text)
 
-# %% ../nbs/14_runner.ipynb #57fb8338
+# %% ../nbs/14_runner.ipynb #95ebe45f
 class ResultHook(DisplayHook):
     "Takes the value a cell ends on"
 
@@ -278,7 +278,7 @@ class ResultHook(DisplayHook):
         "Nothing to print"
         self._is_active = False
 
-
+# %% ../nbs/14_runner.ipynb #645059cc
 class ShownHook(DisplayPublisher):
     "Takes what is shown with `display(...)`"
 
@@ -295,7 +295,7 @@ class ShownHook(DisplayPublisher):
         "Forget what this cell has shown"
         self.shell.outputs.items.clear()
 
-# %% ../nbs/14_runner.ipynb #5ce7daa1
+# %% ../nbs/14_runner.ipynb #d07196a0
 class NotebookShell(InteractiveShell):
     "IPython's shell, for one notebook in this process"
 
@@ -333,7 +333,7 @@ class NotebookShell(InteractiveShell):
             self.outputs.fail(type(error).__name__, str(error), traceback.format_exception_only(error))
         return error
 
-# %% ../nbs/14_runner.ipynb #68409574
+# %% ../nbs/14_runner.ipynb #4949683a
 @contextmanager
 def notebook_shell() -> Iterator[NotebookShell]:
     "A shell that `display` and figures find, for the length of the block; afterwards all is as before"
@@ -352,7 +352,7 @@ def notebook_shell() -> Iterator[NotebookShell]:
         for name, value in kept.items():
             vars(builtins).pop(name, None) if value is None else setattr(builtins, name, value)
 
-# %% ../nbs/14_runner.ipynb #5ad3a18a
+# %% ../nbs/14_runner.ipynb #97c0e45f
 POINTS = 500  # points of a trace that a report keeps
 FIGURE_BYTES = 150_000  # of JSON; a larger figure is named, not shown
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -371,7 +371,7 @@ def extremes(
     pairs = [(a + low[a:b].argmin(), a + high[a:b].argmax()) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     return np.unique(np.append(np.ravel(pairs), [0, n - 1]))
 
-# %% ../nbs/14_runner.ipynb #fa7b29f0
+# %% ../nbs/14_runner.ipynb #8fab8991
 def decoded(value: Any) -> Any:
     "Plotly's packed arrays as numpy arrays; anything else as it is"
     if not (isinstance(value, Mapping) and "bdata" in value):
@@ -379,7 +379,7 @@ def decoded(value: Any) -> Any:
     array = np.frombuffer(base64.b64decode(value["bdata"]), dtype=np.dtype(value["dtype"]))
     return array.reshape([int(n) for n in str(value["shape"]).split(",")]) if "shape" in value else array
 
-
+# %% ../nbs/14_runner.ipynb #88988218
 def picked(
     value: Any,  # a part of a trace
     rows: np.ndarray,  # positions that stay
@@ -393,7 +393,7 @@ def picked(
         return [value[row] for row in rows.tolist()]
     return value
 
-
+# %% ../nbs/14_runner.ipynb #5cc200db
 def thinned(
     figure: Mapping[str, Any],  # a plotly figure as a dict
     most: int = POINTS,
@@ -407,7 +407,7 @@ def thinned(
         traces.append(trace)
     return {**figure, "data": traces}
 
-
+# %% ../nbs/14_runner.ipynb #25a2197e
 def numbers(values: Any) -> np.ndarray:  # float
     "Values of an axis as numbers; categories count from 0"
     try:
@@ -415,7 +415,7 @@ def numbers(values: Any) -> np.ndarray:  # float
     except (TypeError, ValueError):
         return np.arange(len(values), dtype=float)
 
-# %% ../nbs/14_runner.ipynb #f3219022
+# %% ../nbs/14_runner.ipynb #d11f5491
 @contextmanager
 def report_figures() -> Iterator[None]:
     "Plotly figures become thinned JSON, for the length of the block"
@@ -437,7 +437,7 @@ def report_figures() -> Iterator[None]:
     finally:
         pio.renderers.default = former
 
-# %% ../nbs/14_runner.ipynb #5a6e8da0
+# %% ../nbs/14_runner.ipynb #a9a31ee1
 Progress = Callable[[int, int, str], None]  # cell about to run (from 0), number of cells, heading it stands under
 ENGINE = "alpha-trader"  # our name among papermill's engines
 
@@ -453,7 +453,7 @@ class Failure(NamedTuple):
         kind = "" if isinstance(self.error, AlphaTraderError) else f"{type(self.error).__name__}: "
         return " ".join(f"{self.heading}: {kind}{self.error}".split())
 
-# %% ../nbs/14_runner.ipynb #74d4f93d
+# %% ../nbs/14_runner.ipynb #82d45e83
 def headings(
     cells: Sequence[Any],  # of a notebook
 ) -> list[str]:  # one for each cell
@@ -465,7 +465,7 @@ def headings(
         found.append(current)
     return found
 
-# %% ../nbs/14_runner.ipynb #c7804191
+# %% ../nbs/14_runner.ipynb #875e239c
 @dataclass
 class Execution:
     "One pass through the cells of a notebook"
@@ -494,12 +494,12 @@ class Execution:
                 return
             manager.cell_complete(cells[n], n)
 
-
+# %% ../nbs/14_runner.ipynb #ae5c7758
 def tidy(item: Mapping[str, Any]) -> dict[str, Any]:
     "An output as the notebook format wants it"
     return {name: last_state(value) if name == "text" else value for name, value in item.items() if name != "display"}
 
-# %% ../nbs/14_runner.ipynb #b3aa5942
+# %% ../nbs/14_runner.ipynb #72714846
 @cache
 def register_engine() -> str:  # its name
     "Make our engine known to papermill"
@@ -516,7 +516,7 @@ def register_engine() -> str:  # its name
     papermill_engines.register(ENGINE, InProcess)
     return ENGINE
 
-
+# %% ../nbs/14_runner.ipynb #8c2c97b7
 def executed(
     notebook: Any,  # NotebookNode; it is not changed
     parameters: Mapping[str, Any],
@@ -539,7 +539,7 @@ def executed(
             remove_error_markers(execution.notebook)
     return execution
 
-
+# %% ../nbs/14_runner.ipynb #b97dda83
 @contextmanager
 def quiet(name: str) -> Iterator[None]:
     "Keep a logger's chatter out of ours"
@@ -551,13 +551,13 @@ def quiet(name: str) -> Iterator[None]:
     finally:
         logger.setLevel(former)
 
-# %% ../nbs/14_runner.ipynb #d6bf5ebd
+# %% ../nbs/14_runner.ipynb #52028b39
 class RunFiles(NamedTuple):
     "The two files a run leaves"
     executed: Path  # the notebook with its outputs
     report: Path  # HTML
 
-
+# %% ../nbs/14_runner.ipynb #0c0cea34
 def slot_date(
     slot: str,  # "2013-03-01 decision"
 ) -> date:
@@ -567,7 +567,7 @@ def slot_date(
     except ValueError:
         raise RunError(f"slot {slot!r}: allowed is a name that begins with its session, such as '2013-03-01 decision'") from None
 
-
+# %% ../nbs/14_runner.ipynb #b68f42c7
 def run_files(
     runs_dir: Path,
     notebook: str,
@@ -580,7 +580,7 @@ def run_files(
     stem = runs_dir / f"{slot_date(slot):%Y/%m/%d}" / f"{notebook}-{safe}-a{attempt}"
     return RunFiles(stem.with_name(stem.name + ".ipynb"), stem.with_name(stem.name + ".html"))
 
-# %% ../nbs/14_runner.ipynb #6bddee0e
+# %% ../nbs/14_runner.ipynb #b633d9c7
 def write_atomically(
     path: Path,
     text: str,
@@ -594,7 +594,7 @@ def write_atomically(
         os.fsync(file.fileno())
     return partial.replace(path)
 
-# %% ../nbs/14_runner.ipynb #f7a4b430
+# %% ../nbs/14_runner.ipynb #b9478b8f
 def find_notebook(
     root: Path,  # the workspace
     notebook: str | Path,  # "trade", or a path ending in .ipynb
@@ -609,7 +609,7 @@ def find_notebook(
         raise RunError(f"no notebook {str(notebook)!r}{hint} (in nbs/runs: {', '.join(names) or 'none'}; or give the path of a .ipynb file)")
     return path
 
-# %% ../nbs/14_runner.ipynb #7aa774f4
+# %% ../nbs/14_runner.ipynb #384461f3
 def git_commit(
     root: Path,  # of the checkout
 ) -> str:  # 12 hexadecimal digits; "" outside a checkout
@@ -628,13 +628,13 @@ def git_commit(
     except OSError:
         return ""
 
-
+# %% ../nbs/14_runner.ipynb #a9735448
 def provenance_of(settings: Settings) -> Provenance:
     "Commit, code and settings of this moment"
     words = settings.model_dump_json(exclude={"root"})
     return Provenance(git_commit(settings.root), source_hash(Path(alpha_trader.__file__).parent), hashlib.blake2b(words.encode(), digest_size=8).hexdigest())
 
-# %% ../nbs/14_runner.ipynb #be8d39c7
+# %% ../nbs/14_runner.ipynb #21f8f750
 def scrubbed(
     value: Any,  # a notebook or any part of it
     scrub: Scrub,
@@ -652,7 +652,7 @@ def scrubbed(
 
 UNREADABLE = frozenset({"bdata", "image/png", "image/jpeg"})  # packed numbers and pictures: no text in them
 
-# %% ../nbs/14_runner.ipynb #e7079e01
+# %% ../nbs/14_runner.ipynb #138baead
 def titled(
     notebook: Any,  # NotebookNode; its first heading is taken out
     name: str,  # of the notebook, if it has no title
@@ -664,7 +664,7 @@ def titled(
             return match[1].strip(), (match[2] or "").strip()
     return name, ""
 
-
+# %% ../nbs/14_runner.ipynb #c1b681c4
 class ShownParameter(NamedTuple):
     "A line of the report's table of parameters"
     name: str
@@ -682,7 +682,7 @@ def shown_parameters(
     texts = {name: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in values.items()}
     return [ShownParameter(name, texts[name], p.comment, name in given) for name, p in declared.items()]
 
-# %% ../nbs/14_runner.ipynb #dbdb98a5
+# %% ../nbs/14_runner.ipynb #c7cecd3a
 @dataclass(frozen=True)
 class ReportHead:
     "What stands above the cells"
@@ -694,12 +694,11 @@ class ReportHead:
     facts: Sequence[tuple[str, str]] = ()  # name, value
     parameters: Sequence[ShownParameter] = ()
     error: str = ""
-    error_title: str = "This run failed"
     error_link: bool = False  # whether the failing cell is on the page
     plotly: str = ""  # path of plotly.min.js, relative to the report; "": no figures
     footer: str = ""
 
-
+# %% ../nbs/14_runner.ipynb #31545c1a
 @cache
 def exporter() -> Any:
     "nbconvert, set up with our template"
@@ -715,7 +714,7 @@ def exporter() -> Any:
     templates = Path(alpha_trader.__file__).parent / "templates"
     return ReportExporter(config=config, template_name="report", file_extension=".html", extra_template_basedirs=[str(templates)])
 
-
+# %% ../nbs/14_runner.ipynb #a2b9c49c
 def report_html(
     notebook: Any,  # NotebookNode, executed and scrubbed
     head: ReportHead,
@@ -723,7 +722,7 @@ def report_html(
     "The page"
     return exporter().from_notebook_node(notebook, resources={"run": head})[0]
 
-# %% ../nbs/14_runner.ipynb #f9517f21
+# %% ../nbs/14_runner.ipynb #f67f7fae
 def shared_plotly(
     runs_dir: Path,
 ) -> Path:
@@ -737,12 +736,12 @@ def shared_plotly(
                 return path
     return write_atomically(path, get_plotlyjs())
 
-
+# %% ../nbs/14_runner.ipynb #3406a54b
 def has_figures(notebook: Any) -> bool:
     "Whether anything on the page needs plotly"
     return any(PLOTLY in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
 
-# %% ../nbs/14_runner.ipynb #0413be0c
+# %% ../nbs/14_runner.ipynb #c67073ee
 @dataclass(frozen=True)
 class RunResult:
     "How a run ended"
@@ -752,7 +751,7 @@ class RunResult:
     run_id: int  # row in the table of runs
     error: str = ""  # one scrubbed line; "" unless failed
 
-
+# %% ../nbs/14_runner.ipynb #07890183
 @dataclass(frozen=True)
 class Job:
     "A notebook with its parameters, checked and ready to run"
@@ -766,7 +765,7 @@ class Job:
     account: str
     scrub: Scrub
 
-
+# %% ../nbs/14_runner.ipynb #a5b651d8
 def checked_job(
     settings: Settings,
     notebook: str | Path,  # "trade", or a path ending in .ipynb
@@ -788,7 +787,7 @@ def checked_job(
     values = checked_parameters(declared, parameters, path.stem, scrub)
     return Job(settings, path.stem, node, declared, values, {name: values[name] for name in parameters}, slot, account, scrub)
 
-# %% ../nbs/14_runner.ipynb #fed7c0cd
+# %% ../nbs/14_runner.ipynb #8bf64f02
 def write_files(
     job: Job,
     run: Run,
@@ -799,26 +798,37 @@ def write_files(
     "Scrub, then write the executed notebook and the report"
     import nbformat
 
-    runs_dir = job.settings.runs_dir
-    files = run_files(runs_dir, job.name, job.slot, job.account, run.attempt)
+    files = run_files(job.settings.runs_dir, job.name, job.slot, job.account, run.attempt)
     notebook = scrubbed(notebook, job.scrub)
-    status = RunStatus.FAILED if failure else RunStatus.SUCCEEDED
-    seconds = notebook.metadata.get("papermill", {}).get("duration")
-    notebook.metadata["alpha_trader"] = {"run": run.id, "notebook": job.name, "slot": job.slot, "account": job.account, "status": str(status)}
-    if "papermill" in notebook.metadata:  # papermill notes the whole notebook as its own input
+    status = str(RunStatus.FAILED if failure else RunStatus.SUCCEEDED)
+    if "papermill" in notebook.metadata:
         notebook.metadata.papermill.update(input_path=job.name, output_path=files.executed.name)
+    notebook.metadata["alpha_trader"] = {"run": run.id, "notebook": job.name, "slot": job.slot, "account": job.account, "status": status}
     write_atomically(files.executed, nbformat.writes(notebook))
-    title, subtitle = titled(notebook, job.name)
-    plotly = os.path.relpath(shared_plotly(runs_dir), files.report.parent) if has_figures(notebook) else ""
-    head = ReportHead(
-        title, subtitle, job.slot, job.account, str(status), run_facts(job, run, seconds),
-        shown_parameters(job.declared, job.values, job.given), job.scrub(failure),
-        error_link=in_cell, plotly=Path(plotly).as_posix() if plotly else "", footer=f"run {run.id} · {files.executed.name}",
-    )  # fmt: skip
-    write_atomically(files.report, report_html(notebook, head))
+    write_atomically(files.report, report_html(notebook, report_head(job, run, notebook, files, job.scrub(failure), in_cell)))
     return files
 
+# %% ../nbs/14_runner.ipynb #cdf6b979
+def report_head(
+    job: Job,
+    run: Run,
+    notebook: Any,  # NotebookNode with outputs; title and promise are taken out
+    files: RunFiles,
+    failure: str,  # one line; "" when it succeeded
+    in_cell: bool,  # whether the failing cell is on the page
+) -> ReportHead:
+    "The top of a run's report"
+    title, subtitle = titled(notebook, job.name)
+    plotly = os.path.relpath(shared_plotly(job.settings.runs_dir), files.report.parent) if has_figures(notebook) else ""
+    return ReportHead(
+        title, subtitle, job.slot, job.account, notebook.metadata["alpha_trader"]["status"],
+        facts=run_facts(job, run, notebook.metadata.get("papermill", {}).get("duration")),
+        parameters=shown_parameters(job.declared, job.values, job.given),
+        error=failure, error_link=in_cell, plotly=Path(plotly).as_posix() if plotly else "",
+        footer=f"run {run.id} · {files.executed.name}",
+    )  # fmt: skip
 
+# %% ../nbs/14_runner.ipynb #2ca28de8
 def run_facts(
     job: Job,
     run: Run,
@@ -836,7 +846,7 @@ def run_facts(
     }
     return list(facts.items())
 
-# %% ../nbs/14_runner.ipynb #b02a0a68
+# %% ../nbs/14_runner.ipynb #c4d900f0
 def run_notebook(
     settings: Settings,
     notebook: str | Path,  # "trade", or a path ending in .ipynb
@@ -867,7 +877,7 @@ def run_notebook(
     log.info("run ends", report=files.report.name, error=job.scrub(line))
     return finished(job, run, engine, now, files, done.failure)
 
-
+# %% ../nbs/14_runner.ipynb #029cf292
 def finished(
     job: Job,
     run: Run,
@@ -884,7 +894,7 @@ def finished(
         raise KeyboardInterrupt
     return RunResult(str(status), files.report, files.executed, run.id, row.error)
 
-# %% ../nbs/14_runner.ipynb #37bc96db
+# %% ../nbs/14_runner.ipynb #90b1a77d
 LIBRARIES = ("nbformat", "papermill", "plotly.io", "plotly.graph_objects", "pandas", "sqlalchemy.dialects.sqlite", "lightgbm", "xgboost")
 
 
@@ -905,7 +915,7 @@ def imported_modules(
                 found.add(node.module)
     return found
 
-
+# %% ../nbs/14_runner.ipynb #1397e4e5
 def warm(
     notebooks: Iterable[Path] = (),  # that will be run
 ) -> None:
@@ -917,7 +927,7 @@ def warm(
     calendar()
     rehearse()
 
-
+# %% ../nbs/14_runner.ipynb #b3bc44cd
 def rehearse() -> None:
     "Run a notebook of one figure somewhere else"
     with tempfile.TemporaryDirectory() as folder, quiet("alpha_trader.runner"):
@@ -931,7 +941,7 @@ def rehearse() -> None:
         run_notebook(settings, "rehearsal.ipynb", {"days": 2}, "2013-03-01", "", store, lambda: calendar().opens[0])
         store.dispose()
 
-# %% ../nbs/14_runner.ipynb #35eea3cd
+# %% ../nbs/14_runner.ipynb #a0899940
 def child_main(
     sender: Any,  # one end of a pipe
     settings: Settings,
@@ -949,7 +959,7 @@ def child_main(
         traceback.print_exc()
         sender.send(("error", (RunError, f"{arguments['notebook']}: {type(error).__name__}: {error}")))
 
-
+# %% ../nbs/14_runner.ipynb #696e7b27
 def answer(
     receiver: Any,  # the other end
     progress: Progress | None,
@@ -966,7 +976,7 @@ def answer(
                 progress(*value)
     return None
 
-
+# %% ../nbs/14_runner.ipynb #f2717141
 def restored(
     kind: type[BaseException],
     message: str,
@@ -976,7 +986,7 @@ def restored(
     error.args = (message,)
     return error
 
-# %% ../nbs/14_runner.ipynb #9e6e0065
+# %% ../nbs/14_runner.ipynb #99f239d3
 def spawn_run(
     settings: Settings,
     notebook: str | Path,  # "trade", or a path ending in .ipynb
@@ -1001,14 +1011,14 @@ def spawn_run(
         receiver.close()
     return result or lost(settings, arguments, process.pid, death(process.exitcode))
 
-
+# %% ../nbs/14_runner.ipynb #43b7341d
 def death(exitcode: int | None) -> str:
     "How a process ended, in words"
     if exitcode is not None and exitcode < 0:
         return f"its process was killed by {signal.Signals(-exitcode).name}"
     return f"its process ended with exit code {exitcode} and no answer"
 
-# %% ../nbs/14_runner.ipynb #445261bd
+# %% ../nbs/14_runner.ipynb #24706e32
 def lost(
     settings: Settings,
     arguments: Mapping[str, Any],  # of `run_notebook`

@@ -16,7 +16,7 @@ __all__ = ['Price', 'Shares', 'Cash', 'EPOCH', 'PRAGMAS', 'WRITER', 'Key', 'Acco
            'record_risk', 'halt', 'halted', 'resume', 'OutboxRow', 'post', 'unsent', 'LeaseRow', 'acquire_lease',
            'holds_fence', 'renew_lease', 'release_lease']
 
-# %% ../nbs/03_store.ipynb #7e88c37f
+# %% ../nbs/03_store.ipynb #bda9582d
 import enum
 import json
 import math
@@ -34,57 +34,21 @@ from pathlib import Path
 from socket import gethostname
 from typing import Annotated, Any, TypeVar
 
+# %% ../nbs/03_store.ipynb #e4d11fe1
 from sqlalchemy import (
-    JSON,
-    BigInteger,
-    ColumnElement,
-    Connection,
-    Date,
-    Dialect,
-    Engine,
-    Enum,
-    Float,
-    ForeignKey,
-    Index,
-    Integer,
-    MetaData,
-    UniqueConstraint,
-    create_engine,
-    event,
-    exists,
-    func,
-    inspect,
-    make_url,
-    select,
-    text,
-    update,
+    JSON, BigInteger, ColumnElement, Connection, Date, Dialect, Engine, Enum, Float, ForeignKey, Index, Integer, MetaData,
+    UniqueConstraint, create_engine, event, exists, inspect, make_url, select, text, update,
 )
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from alpha_trader.domain import (
-    TERMINAL_INTENTS,
-    AlphaTraderError,
-    BrokerOrder,
-    CorporateAction,
-    Fill,
-    InputError,
-    IntentStatus,
-    LeaseHeld,
-    ModelError,
-    OrderIntent,
-    OrderStatus,
-    OrderType,
-    Purpose,
-    Run,
-    RunError,
-    RunStatus,
-    Side,
-    rounded,
+    TERMINAL_INTENTS, AlphaTraderError, BrokerOrder, CorporateAction, Fill, InputError, IntentStatus, LeaseHeld, ModelError,
+    OrderIntent, OrderStatus, OrderType, Purpose, Run, RunError, RunStatus, Side, rounded,
 )
 
-# %% ../nbs/03_store.ipynb #f9f25624
+# %% ../nbs/03_store.ipynb #a89031ab
 def scale(
     value: Decimal | int,
     places: int,  # digits kept after the point
@@ -102,7 +66,7 @@ def scale(
         raise ValueError(f"{value} is too large for a column of {places} decimals")
     return scaled
 
-# %% ../nbs/03_store.ipynb #72e5d03d
+# %% ../nbs/03_store.ipynb #bf2ddfec
 def unscale(
     scaled: int,
     places: int,  # digits after the point in the column
@@ -113,7 +77,7 @@ def unscale(
         scaled, places = scaled // 10, places - 1
     return Decimal(scaled).scaleb(-places)
 
-# %% ../nbs/03_store.ipynb #8c6d39b3
+# %% ../nbs/03_store.ipynb #c48c4d8d
 class ScaledDecimal(TypeDecorator[Decimal]):
     "A decimal kept as a whole number"
 
@@ -136,12 +100,12 @@ class ScaledDecimal(TypeDecorator[Decimal]):
         "Out of the database"
         return None if value is None else unscale(int(value), self.places, self.shown)
 
-
+# %% ../nbs/03_store.ipynb #12c7604f
 Price = Annotated[Decimal, mapped_column(ScaledDecimal(6, shown=2))]  # USD a share
 Shares = Annotated[Decimal, mapped_column(ScaledDecimal(9))]
 Cash = Annotated[Decimal, mapped_column(ScaledDecimal(2, shown=2))]  # USD
 
-# %% ../nbs/03_store.ipynb #77fce92f
+# %% ../nbs/03_store.ipynb #fa064a6e
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -161,7 +125,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         "Out of the database"
         return None if value is None else EPOCH + timedelta(microseconds=int(value))
 
-# %% ../nbs/03_store.ipynb #c9fac82d
+# %% ../nbs/03_store.ipynb #46973089
 class Whole(TypeDecorator[int]):
     "A whole number of any make"
 
@@ -172,7 +136,7 @@ class Whole(TypeDecorator[int]):
         "Into the database: refuses 1.0 and '1'"
         return None if value is None else operator.index(value)
 
-
+# %% ../nbs/03_store.ipynb #81bbd260
 class Measured(TypeDecorator[float]):
     "A measurement; NaN and None are both 'unknown' and come back as None"
 
@@ -183,7 +147,7 @@ class Measured(TypeDecorator[float]):
         "Into the database"
         return None if value is None or math.isnan(value) else float(value)
 
-# %% ../nbs/03_store.ipynb #02f7c9b8
+# %% ../nbs/03_store.ipynb #d2a7ff4a
 def jsonable(
     value: Any,
 ) -> Any:  # of dicts, lists, text, numbers, booleans and None alone
@@ -198,14 +162,14 @@ def jsonable(
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, str | int) else str(value)
 
-
+# %% ../nbs/03_store.ipynb #c6d2f818
 def to_json(
     value: Any,
 ) -> str:
     "`value` as JSON text that every reader accepts"
     return json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)
 
-# %% ../nbs/03_store.ipynb #d5b973dd
+# %% ../nbs/03_store.ipynb #28091a0f
 PRAGMAS = ("busy_timeout = 30000", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON")
 
 
@@ -225,7 +189,7 @@ def prepare_sqlite(
                     raise
                 time.sleep(0.1)
 
-# %% ../nbs/03_store.ipynb #c5f12d53
+# %% ../nbs/03_store.ipynb #0a1bb234
 WRITER = 20_240_102  # PostgreSQL's name for our write lock: any number that nobody else uses
 
 
@@ -236,7 +200,7 @@ def begin_sqlite(
     immediate = connection.get_execution_options().get("immediate")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
-
+# %% ../nbs/03_store.ipynb #bf8ece48
 def begin_postgresql(
     connection: Connection,
 ) -> None:
@@ -244,7 +208,7 @@ def begin_postgresql(
     if connection.get_execution_options().get("immediate"):
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER})")
 
-# %% ../nbs/03_store.ipynb #92625af0
+# %% ../nbs/03_store.ipynb #89e5f79d
 def connect(
     url: str,  # SQLAlchemy's form: sqlite:////folder/file.db or postgresql+psycopg://...
 ) -> Engine:
@@ -257,7 +221,7 @@ def connect(
         event.listen(engine, "begin", begin_postgresql)
     return engine
 
-# %% ../nbs/03_store.ipynb #8c41e0a2
+# %% ../nbs/03_store.ipynb #39c90a7e
 @contextmanager
 def writing(
     engine: Engine,
@@ -266,16 +230,16 @@ def writing(
     with Session(engine.execution_options(immediate=True), expire_on_commit=False) as db, db.begin():
         yield db
 
-
+# %% ../nbs/03_store.ipynb #6d1cd544
 @contextmanager
 def reading(
     engine: Engine,
 ) -> Iterator[Session]:
-    "A look at one moment of the store; rows stay readable afterwards"
+    "A look at the store that keeps nobody waiting; rows stay readable afterwards"
     with Session(engine, expire_on_commit=False) as db:
         yield db
 
-# %% ../nbs/03_store.ipynb #16760cf3
+# %% ../nbs/03_store.ipynb #56749f25
 class Base(DeclarativeBase):
     "What all tables share: how Python's types are written, how constraints are named"
 
@@ -296,12 +260,12 @@ class Base(DeclarativeBase):
                         values_callable=lambda words: [word.value for word in words]),
     }
 
-
+# %% ../nbs/03_store.ipynb #24a77fa3
 Key = Annotated[int, mapped_column(Integer, primary_key=True)]
 AccountId = Annotated[str, mapped_column(ForeignKey("accounts.id"))]
 RunId = Annotated[int | None, mapped_column(Integer, ForeignKey("runs.id"))]
 
-# %% ../nbs/03_store.ipynb #000556c4
+# %% ../nbs/03_store.ipynb #0898e474
 HEAD = "0001"  # the newest file in migrations/versions
 
 
@@ -317,7 +281,7 @@ def schema_version(
         return None
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
-# %% ../nbs/03_store.ipynb #3a3a34a3
+# %% ../nbs/03_store.ipynb #ccb8d0c5
 def refuse_foreign(
     connection: Connection,
     found: str | None,  # version of the store
@@ -333,7 +297,7 @@ def refuse_foreign(
         raise StoreError(f"store {shown} has a table {min(strangers)!r} that alpha_trader did not make: "
                          "name another [store] url")
 
-# %% ../nbs/03_store.ipynb #9f3a3094
+# %% ../nbs/03_store.ipynb #e80fd7b8
 def migrate(
     engine: Engine,
     target: str = "head",
@@ -351,7 +315,7 @@ def migrate(
         config.attributes["connection"] = connection
         (command.downgrade if target == "base" else command.upgrade)(config, target)
 
-# %% ../nbs/03_store.ipynb #9c92510d
+# %% ../nbs/03_store.ipynb #e938b256
 def open_store(
     url: str,  # SQLAlchemy's form
 ) -> Engine:
@@ -370,7 +334,7 @@ def open_store(
         migrate(engine)
     return engine
 
-# %% ../nbs/03_store.ipynb #d51f4830
+# %% ../nbs/03_store.ipynb #192f2373
 RowT = TypeVar("RowT", bound=Base)
 
 
@@ -390,7 +354,7 @@ def upsert(
     db.flush()
     return row
 
-# %% ../nbs/03_store.ipynb #c8779223
+# %% ../nbs/03_store.ipynb #2ad5a186
 class AccountRow(Base):
     "An account, simulated or real"
 
@@ -403,7 +367,7 @@ class AccountRow(Base):
     opened_at: Mapped[datetime]
     initial_cash: Mapped[Cash]
 
-# %% ../nbs/03_store.ipynb #fd7a264e
+# %% ../nbs/03_store.ipynb #f6f4d84b
 def open_account(
     engine: Engine,
     account: str,
@@ -424,7 +388,7 @@ def open_account(
                              f"not to {broker} ({environment}): choose another name")
     return row
 
-# %% ../nbs/03_store.ipynb #2a8489bc
+# %% ../nbs/03_store.ipynb #2e79270d
 class StateRow(Base):
     "A latch or a mark"
 
@@ -435,7 +399,7 @@ class StateRow(Base):
     value: Mapped[str]
     updated_at: Mapped[datetime]
 
-
+# %% ../nbs/03_store.ipynb #e3b403cc
 def set_state(
     db: Session,  # of `writing`
     account: str,
@@ -448,7 +412,7 @@ def set_state(
     if value is None:
         db.delete(row)
 
-
+# %% ../nbs/03_store.ipynb #fe009980
 def get_state(
     db: Session,
     account: str,
@@ -458,7 +422,7 @@ def get_state(
     row = db.get(StateRow, (account, key))
     return row.value if row else None
 
-# %% ../nbs/03_store.ipynb #32bd97d7
+# %% ../nbs/03_store.ipynb #2de4917b
 def use_account(
     engine: Engine,
     account: str,
@@ -468,7 +432,7 @@ def use_account(
     with writing(engine) as db:
         set_state(db, "", "account", account, now)
 
-
+# %% ../nbs/03_store.ipynb #49f92152
 def current_account(
     engine: Engine,
 ) -> str | None:  # None: never set
@@ -476,7 +440,7 @@ def current_account(
     with reading(engine) as db:
         return get_state(db, "", "account")
 
-# %% ../nbs/03_store.ipynb #e32ac6c0
+# %% ../nbs/03_store.ipynb #25d54adf
 def only_one(
     name: str,
     *columns: str,  # of which there may be one row
@@ -485,7 +449,7 @@ def only_one(
     "A unique index over some of the rows, in SQLite and PostgreSQL alike"
     return Index(name, *columns, unique=True, sqlite_where=text(where), postgresql_where=text(where))
 
-# %% ../nbs/03_store.ipynb #7b9bc7eb
+# %% ../nbs/03_store.ipynb #c5e50394
 class RunRow(Base):
     "One execution of a run notebook"
 
@@ -518,7 +482,7 @@ class RunRow(Base):
         return Run(self.id, self.notebook, self.slot, self.account, self.status, self.attempt,
                    self.started_at, self.finished_at, self.report, self.error)
 
-# %% ../nbs/03_store.ipynb #3bb38975
+# %% ../nbs/03_store.ipynb #b03b8538
 def birth(
     pid: int,
 ) -> str:  # ticks from the machine's start; "": no such process, a zombie, or a system that does not say
@@ -529,12 +493,12 @@ def birth(
         return ""
     return "" if state in "ZX" else rest[18]
 
-
+# %% ../nbs/03_store.ipynb #fca1c458
 def this_process() -> tuple[int, str]:
     "Process id, and machine with hour of birth: the names by which a run and a lease know their process"
     return os.getpid(), f"{gethostname()}/{birth(os.getpid())}"
 
-# %% ../nbs/03_store.ipynb #51758311
+# %% ../nbs/03_store.ipynb #cd66e7ef
 def process_alive(
     pid: int,
     host: str,  # as `this_process` wrote it
@@ -553,14 +517,14 @@ def process_alive(
         return True
     return True
 
-# %% ../nbs/03_store.ipynb #e7c86bd6
+# %% ../nbs/03_store.ipynb #7756fee9
 @dataclass(frozen=True)
 class AlreadyDone:
     "The work of this slot was done before"
 
     run: Run  # by this one
 
-
+# %% ../nbs/03_store.ipynb #bfb34bc7
 @dataclass(frozen=True)
 class Provenance:
     "What code and settings a run was made with"
@@ -569,7 +533,7 @@ class Provenance:
     package_hash: str = ""
     settings_hash: str = ""
 
-# %% ../nbs/03_store.ipynb #49ffc63a
+# %% ../nbs/03_store.ipynb #611f4eb8
 def begin_run(
     engine: Engine,
     notebook: str,  # "trade"
@@ -598,7 +562,7 @@ def begin_run(
         db.flush()
         return row.noun()
 
-# %% ../nbs/03_store.ipynb #62667885
+# %% ../nbs/03_store.ipynb #b6336800
 def bury(
     row: RunRow,  # that says it is running
     now: datetime,
@@ -610,7 +574,7 @@ def bury(
                        f"since {row.started_at:%Y-%m-%d %H:%M:%S} UTC: wait for it")
     row.status, row.finished_at, row.error = RunStatus.ABANDONED, now, "its process died without a word"
 
-# %% ../nbs/03_store.ipynb #791e013d
+# %% ../nbs/03_store.ipynb #e2ece36a
 def one_line(
     words: str,
     scrub: Callable[[str], str] = str,  # removes secrets
@@ -619,7 +583,7 @@ def one_line(
     "Scrubbed, on one line, not longer than a person reads"
     return " ".join(scrub(words).split())[:most]
 
-# %% ../nbs/03_store.ipynb #a6d85b45
+# %% ../nbs/03_store.ipynb #4fc35e78
 def finish_run(
     engine: Engine,
     run_id: int,
@@ -637,7 +601,7 @@ def finish_run(
         row.status, row.finished_at, row.report, row.error = RunStatus(status), now, report, one_line(error, scrub)
         return row.noun()
 
-# %% ../nbs/03_store.ipynb #80c9aaf9
+# %% ../nbs/03_store.ipynb #8f50e2de
 def abandon_run(
     engine: Engine,
     run_id: int,
@@ -646,7 +610,7 @@ def abandon_run(
     "Mark a run whose process is known to be dead"
     return finish_run(engine, run_id, RunStatus.ABANDONED, now, error="its process died without a word")
 
-
+# %% ../nbs/03_store.ipynb #0b2a9dbc
 def succeeded_run(
     engine: Engine,
     notebook: str,
@@ -659,7 +623,7 @@ def succeeded_run(
         row = db.scalars(select(RunRow).filter_by(**key)).one_or_none()
         return row.noun() if row else None
 
-# %% ../nbs/03_store.ipynb #57c34108
+# %% ../nbs/03_store.ipynb #b4128c20
 class BarsRow(Base):
     "What the cache holds of a symbol"
 
@@ -677,7 +641,7 @@ class BarsRow(Base):
     fetched_at: Mapped[datetime]
     sha: Mapped[str]
 
-# %% ../nbs/03_store.ipynb #22445e2e
+# %% ../nbs/03_store.ipynb #68f99965
 def record_bars(
     engine: Engine,
     symbol: str,
@@ -689,7 +653,7 @@ def record_bars(
     with writing(engine) as db:
         upsert(db, BarsRow, {"symbol": symbol, "source": source, "feed": feed}, values)
 
-# %% ../nbs/03_store.ipynb #25ccb7c1
+# %% ../nbs/03_store.ipynb #22dd15c5
 class ModelState(enum.StrEnum):
     "A model's place"
 
@@ -697,7 +661,7 @@ class ModelState(enum.StrEnum):
     CHAMPION = "champion"
     RETIRED = "retired"
 
-
+# %% ../nbs/03_store.ipynb #54eee8db
 class ModelRow(Base):
     "A trained model"
 
@@ -723,14 +687,14 @@ class ModelRow(Base):
     created_at: Mapped[datetime]
     promoted_at: Mapped[datetime | None]
 
-# %% ../nbs/03_store.ipynb #23548a55
+# %% ../nbs/03_store.ipynb #96c8fcba
 def universe_hash(
     symbols: Sequence[str],  # in any order
 ) -> str:
     "A fingerprint of a set of symbols"
     return blake2b(" ".join(sorted(set(symbols))).encode(), digest_size=8).hexdigest()
 
-# %% ../nbs/03_store.ipynb #d040633e
+# %% ../nbs/03_store.ipynb #08263489
 def register_model(
     engine: Engine,
     model_id: str,
@@ -759,7 +723,7 @@ def register_model(
             db.add(row)
     return row
 
-# %% ../nbs/03_store.ipynb #3e6b2aaf
+# %% ../nbs/03_store.ipynb #a005bbc9
 def rivals(
     row: ModelRow,
 ) -> ColumnElement[bool]:
@@ -767,7 +731,7 @@ def rivals(
     return ((ModelRow.strategy == row.strategy) & (ModelRow.source == row.source) & (ModelRow.feed == row.feed)
             & (ModelRow.universe_hash == row.universe_hash) & (ModelRow.id != row.id))
 
-
+# %% ../nbs/03_store.ipynb #6378856e
 def promote(
     engine: Engine,
     model_id: str,
@@ -784,7 +748,7 @@ def promote(
         row.state, row.reason, row.promoted_at = ModelState.CHAMPION, reason, now
     return row
 
-# %% ../nbs/03_store.ipynb #0981d6e1
+# %% ../nbs/03_store.ipynb #a70942a1
 def champion_of(
     engine: Engine,
     strategy: str,
@@ -797,7 +761,7 @@ def champion_of(
         key = {"strategy": strategy, "source": source, "feed": feed, "universe_hash": universe_hash(universe)}
         return db.scalars(select(ModelRow).filter_by(**key, state=ModelState.CHAMPION)).one_or_none()
 
-# %% ../nbs/03_store.ipynb #bceba5cc
+# %% ../nbs/03_store.ipynb #e45b2bd7
 class SignalRow(Base):
     "A model's opinion on a symbol in a session"
 
@@ -816,7 +780,7 @@ class SignalRow(Base):
     features: Mapped[dict[str, Any]]  # name -> the value the members saw
     model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"))
 
-# %% ../nbs/03_store.ipynb #d1417fd5
+# %% ../nbs/03_store.ipynb #3ed152d6
 class DecisionRow(Base):
     "What was decided for a symbol in a session"
 
@@ -833,11 +797,12 @@ class DecisionRow(Base):
     reason: Mapped[str]  # its sentence
     price: Mapped[Price | None]  # USD, the raw close that was seen
     target_value: Mapped[Cash | None]  # USD that sizing allowed
+    rank: Mapped[int] = mapped_column(default=-1)  # 0: the entry to be sent first; -1: no entry
 
-# %% ../nbs/03_store.ipynb #b8c5c15d
+# %% ../nbs/03_store.ipynb #fc27b2e5
 LIVE = "status NOT IN (" + ", ".join(f"'{s}'" for s in sorted(TERMINAL_INTENTS)) + ")"
 
-
+# %% ../nbs/03_store.ipynb #cf8a5fc1
 class IntentRow(Base):
     "An order we want, written down before it is sent"
 
@@ -876,7 +841,7 @@ class IntentRow(Base):
         "As the frozen noun; it has the same client id"
         return OrderIntent(**{name: getattr(self, name) for name in OrderIntent.__dataclass_fields__})
 
-# %% ../nbs/03_store.ipynb #f67bcd1e
+# %% ../nbs/03_store.ipynb #af884e9e
 def record_intent(
     db: Session,  # of `writing`
     intent: OrderIntent,
@@ -894,7 +859,7 @@ def record_intent(
         db.flush()
     return row
 
-
+# %% ../nbs/03_store.ipynb #68fe7765
 def live_intents(
     db: Session,
     account: str,
@@ -904,7 +869,7 @@ def live_intents(
     return list(db.scalars(select(IntentRow).where(IntentRow.account == account, alive)
                            .order_by(IntentRow.created_at, IntentRow.client_id)))
 
-# %% ../nbs/03_store.ipynb #b99e7781
+# %% ../nbs/03_store.ipynb #74949749
 class OrderRow(Base):
     "An order at the broker, as last seen"
 
@@ -930,7 +895,7 @@ class OrderRow(Base):
         "As the frozen noun"
         return BrokerOrder(**{name: getattr(self, name) for name in BrokerOrder.__dataclass_fields__})
 
-
+# %% ../nbs/03_store.ipynb #0ff9be0b
 def mirror_order(
     db: Session,  # of `writing`
     account: str,
@@ -941,7 +906,7 @@ def mirror_order(
     key = {"account": account, "broker_id": order.broker_id}
     return upsert(db, OrderRow, key, {k: v for k, v in asdict(order).items() if k != "broker_id"} | {"seen_at": now})
 
-# %% ../nbs/03_store.ipynb #edd2686f
+# %% ../nbs/03_store.ipynb #2b69636a
 class FillRow(Base):
     "Shares that changed hands"
 
@@ -964,7 +929,7 @@ class FillRow(Base):
         "As the frozen noun"
         return Fill(**{name: getattr(self, name) for name in Fill.__dataclass_fields__})
 
-# %% ../nbs/03_store.ipynb #e7e29cd1
+# %% ../nbs/03_store.ipynb #f89180aa
 class PositionRow(Base):
     "What the fills of a symbol add up to"
 
@@ -979,7 +944,7 @@ class PositionRow(Base):
     last_stop_session: Mapped[date | None]
     updated_at: Mapped[datetime]
 
-
+# %% ../nbs/03_store.ipynb #d6e98074
 def position_row(
     db: Session,  # of `writing`
     account: str,
@@ -994,7 +959,7 @@ def position_row(
         db.add(row)
     return row
 
-# %% ../nbs/03_store.ipynb #04fd0145
+# %% ../nbs/03_store.ipynb #6ea2f879
 def move_position(
     row: PositionRow,
     change: Decimal,  # shares, signed
@@ -1011,7 +976,7 @@ def move_position(
         row.average_price = rounded((before * row.average_price + change * price) / after, 6)
     row.quantity = after
 
-# %% ../nbs/03_store.ipynb #15356933
+# %% ../nbs/03_store.ipynb #787504eb
 def book_fill(
     db: Session,  # of `writing`
     account: str,
@@ -1034,7 +999,7 @@ def book_fill(
     db.flush()
     return True
 
-# %% ../nbs/03_store.ipynb #a8410c50
+# %% ../nbs/03_store.ipynb #a765304a
 class CorporateActionRow(Base):
     "A split or dividend that the broker booked"
 
@@ -1051,7 +1016,7 @@ class CorporateActionRow(Base):
     cash: Mapped[Cash]  # USD added
     booked_at: Mapped[datetime]
 
-# %% ../nbs/03_store.ipynb #25fe4a44
+# %% ../nbs/03_store.ipynb #6f5a7d58
 def book_action(
     db: Session,  # of `writing`
     account: str,
@@ -1075,7 +1040,7 @@ def book_action(
     db.flush()
     return True
 
-# %% ../nbs/03_store.ipynb #c025d7ca
+# %% ../nbs/03_store.ipynb #2d1a103f
 class EquityRow(Base):
     "What an account was worth"
 
@@ -1090,7 +1055,7 @@ class EquityRow(Base):
     cash: Mapped[Cash]
     equity: Mapped[Cash]
 
-# %% ../nbs/03_store.ipynb #7846d743
+# %% ../nbs/03_store.ipynb #f990c076
 def record_equity(
     db: Session,  # of `writing`
     account: str,
@@ -1111,7 +1076,7 @@ def record_equity(
         db.flush()
     return row
 
-
+# %% ../nbs/03_store.ipynb #5ced74d8
 def closing_equity(
     engine: Engine,
     account: str,
@@ -1122,7 +1087,7 @@ def closing_equity(
         key = {"account": account, "session": session, "kind": "close"}
         return db.scalars(select(EquityRow.equity).filter_by(**key)).one_or_none()
 
-# %% ../nbs/03_store.ipynb #484fc89d
+# %% ../nbs/03_store.ipynb #caed5837
 class RiskEventRow(Base):
     "A limit that spoke"
 
@@ -1137,7 +1102,7 @@ class RiskEventRow(Base):
     symbol: Mapped[str]  # "": the whole account
     details: Mapped[str]
 
-
+# %% ../nbs/03_store.ipynb #cce1174c
 def record_risk(
     db: Session,  # of `writing`
     account: str,
@@ -1151,7 +1116,7 @@ def record_risk(
     "Remember that a limit spoke"
     db.add(RiskEventRow(account=account, session=session, at=at, kind=kind, symbol=symbol, details=one_line(details, scrub)))
 
-# %% ../nbs/03_store.ipynb #6fc67db0
+# %% ../nbs/03_store.ipynb #59b76a26
 def halt(
     engine: Engine,
     account: str,
@@ -1165,7 +1130,7 @@ def halt(
         if get_state(db, account, "halt") is None:
             set_state(db, account, "halt", one_line(reason, scrub) or "no reason given", now)
 
-
+# %% ../nbs/03_store.ipynb #f26e0e58
 def halted(
     engine: Engine,
     account: str,
@@ -1174,7 +1139,7 @@ def halted(
     with reading(engine) as db:
         return get_state(db, account, "halt")
 
-
+# %% ../nbs/03_store.ipynb #d8edc2bc
 def resume(
     engine: Engine,
     account: str,
@@ -1189,7 +1154,7 @@ def resume(
             record_risk(db, account, "resume", f"by {who}, after: {reason}", now)
         return reason is not None
 
-# %% ../nbs/03_store.ipynb #5435bdba
+# %% ../nbs/03_store.ipynb #74a2dc4c
 class OutboxRow(Base):
     "A message to be sent"
 
@@ -1204,7 +1169,7 @@ class OutboxRow(Base):
     sent_at: Mapped[datetime | None]
     dedupe_key: Mapped[str] = mapped_column(unique=True)
 
-
+# %% ../nbs/03_store.ipynb #17d0965a
 def post(
     db: Session,  # of `writing`
     account: str,
@@ -1222,14 +1187,14 @@ def post(
     db.flush()
     return True
 
-
+# %% ../nbs/03_store.ipynb #1ce183eb
 def unsent(
     db: Session,
 ) -> list[OutboxRow]:  # oldest first
     "Messages that still wait"
     return list(db.scalars(select(OutboxRow).where(OutboxRow.sent_at.is_(None)).order_by(OutboxRow.id)))
 
-# %% ../nbs/03_store.ipynb #559730fe
+# %% ../nbs/03_store.ipynb #17a723c6
 class LeaseRow(Base):
     "Who trades an account"
 
@@ -1243,7 +1208,7 @@ class LeaseRow(Base):
     acquired_at: Mapped[datetime]
     expires_at: Mapped[datetime]
 
-# %% ../nbs/03_store.ipynb #ae27c6b0
+# %% ../nbs/03_store.ipynb #e75d3663
 def acquire_lease(
     engine: Engine,
     account: str,
@@ -1265,7 +1230,7 @@ def acquire_lease(
                                                     "acquired_at": now, "expires_at": now + ttl})
     return fence
 
-# %% ../nbs/03_store.ipynb #208f2cf1
+# %% ../nbs/03_store.ipynb #9ff88096
 def holds_fence(
     account: str,
     fence: int,
@@ -1273,7 +1238,7 @@ def holds_fence(
     "SQL for the WHERE of a decisive UPDATE: this fence is still the newest"
     return exists().where(LeaseRow.account == account, LeaseRow.fence == fence)
 
-
+# %% ../nbs/03_store.ipynb #9b70b0ea
 def renew_lease(
     engine: Engine,
     account: str,
@@ -1286,7 +1251,7 @@ def renew_lease(
         mine = update(LeaseRow).where(LeaseRow.account == account, LeaseRow.fence == fence, LeaseRow.holder != "")
         return db.execute(mine.values(expires_at=now + ttl).returning(LeaseRow.fence)).first() is not None
 
-
+# %% ../nbs/03_store.ipynb #ad32ba88
 def release_lease(
     engine: Engine,
     account: str,

@@ -1,5 +1,6 @@
 """Checks answer for any input, catch what they name, and leave good history alone"""
 
+from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import numpy as np
@@ -9,9 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpha_trader.bars import COLUMNS, FIELDS, load_panel, read_bars
-from alpha_trader.checks import check_bars, findings_table, ingest, like_split, no_entries
+from alpha_trader.checks import check_bars, findings_table, ingest, jumped, like_split, no_entries
 from alpha_trader.domain import DataError
-from alpha_trader.samples import SPLITS, Events, SampleSource, SyntheticSource, sample_frames, synthetic_frames
+from alpha_trader.samples import (
+    SPLITS,
+    Events,
+    SampleSource,
+    SyntheticSource,
+    sample_frames,
+    synthetic_frames,
+    synthetic_panel,
+)
 from alpha_trader.sessions import sessions_between
 
 AS_OF = date(2013, 3, 1)
@@ -168,6 +177,20 @@ def test_entries_stop_on_the_newest_jump_on_stale_and_on_refused_symbols():
     assert no_entries(refused, AS_OF)["AAPL"].startswith("jump: ")
 
 
+def test_the_mask_of_a_panel_and_the_findings_agree():
+    events = Events(splits=(("SYNA", 20, 2.0), ("SYNB", 30, 3.0)), halts=(("SYNC", 10, 5),))
+    panel = synthetic_panel(symbols=3, sessions=60, events=events)
+    for close in (1.3, 0.7):
+        values = panel.values.copy()
+        values[:4, 40, 0] *= close  # there and back
+        mask = jumped(replace(panel, values=values))
+        assert mask.any(axis=0).tolist() == [True, False, False] and mask[40, 0] and mask[:40].sum() == 0
+    forgotten = jumped(replace(panel, splits=np.ones_like(panel.splits)))
+    assert np.argwhere(forgotten).tolist() == [[20, 0], [30, 1]]
+    for day in panel.sessions[[20, 30, 59]].tolist():  # no mask depends on what comes later
+        np.testing.assert_array_equal(jumped(panel.upto(day)), jumped(panel)[: panel.row(day) + 1])
+
+
 # --- anything at all --------------------------------------------------------------------------------------------------
 
 numbers = st.floats(width=64) | st.integers(-(10**9), 10**9) | st.none() | st.text(max_size=5) | st.booleans()
@@ -255,4 +278,4 @@ def test_another_feed_stops_everything(tmp_path):
     one, two = (SyntheticSource(symbols=1, sessions=30, seed=seed) for seed in (1, 2))
     ingest(one, tmp_path, ["SYNA"], one.last_session(), NOON)
     with pytest.raises(DataError, match="holds bars of synthetic/seed-1"):
-        ingest(two, tmp_path, ["SYNA"], two.last_session(), NOON)
+        ingest(two, tmp_path, ["UNKNOWN"], two.last_session(), NOON)  # even if nothing of it would be written

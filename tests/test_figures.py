@@ -78,12 +78,15 @@ def test_extremes(values: list[float], most: int) -> None:
 def test_thin_keeps_points_together() -> None:
     "Value, date and hover text of a point stay the same point; short traces and other kinds are left alone"
     n = 2_000
-    figure = canvas().add_bar(x=np.arange(n), y=np.sin(np.arange(n)), text=[str(k) for k in range(n)], customdata=np.arange(n))
+    figure = canvas().add_bar(
+        x=np.arange(n), y=np.sin(np.arange(n)), text=[str(k) for k in range(n)], customdata=np.arange(n)
+    )
     figure.add_scatter(y=[1.0, 2.0]).add_heatmap(z=[[1.0, 2.0]])
     thin(figure)
     bar = figure.data[0]
     assert len(bar.y) == len(bar.x) == len(bar.text) == len(bar.customdata) <= POINTS
-    assert all(y == np.sin(x) and t == str(x) and c == x for x, y, t, c in zip(bar.x, bar.y, bar.text, bar.customdata, strict=True))
+    points = zip(bar.x, bar.y, bar.text, bar.customdata, strict=True)
+    assert all(y == np.sin(x) and t == str(x) and c == x for x, y, t, c in points)
     assert list(figure.data[1].y) == [1.0, 2.0] and figure.data[2].z is not None
 
 
@@ -105,7 +108,9 @@ def test_empty_inputs() -> None:
 
 def test_missing_is_not_zero() -> None:
     "DA-3: a NaN prediction is not drawn, and in a table it is a dash"
-    signals = pd.DataFrame({"symbol": ["A", "B"], "predicted": [np.nan, 0.01], "confidence": [np.nan, 0.9], "action": ["HOLD", "BUY"]})
+    signals = pd.DataFrame(
+        {"symbol": ["A", "B"], "predicted": [np.nan, 0.01], "confidence": [np.nan, 0.9], "action": ["HOLD", "BUY"]}
+    )
     drawn = [s for trace in figures.prediction_figure(signals, 0.005, -0.005).data for s in trace.y]
     assert drawn == ["B"]
     assert sum(len(trace.y) for trace in figures.confidence_figure(signals, 0.005, -0.005, 0.7).data) == 1
@@ -130,7 +135,7 @@ def test_tables_write_by_name() -> None:
     page = Table(frame)._repr_html_()
     cells = re.findall(r">([^<>]*)</td>", page)
     assert cells == ["AAPL", "12.5", "430.12", "-1,234.50", "2013-03-01", "2013-03-01 14:30", "True", "0.1235"]
-    assert re.findall(r'<td style="text-align:(\w+)', page) == ["left", "right", "right", "right", "left", "left", "left", "right"]
+    assert re.findall(r'<td style="text-align:(\w)', page) == list("lrrrlllr")
     assert page.count("var(--loss") == 1
 
 
@@ -174,7 +179,10 @@ def test_figures_import_lightly() -> None:
     "Neither matplotlib nor a template engine nor scikit-learn is needed for figures and tables"
     code = (
         "import sys, pandas as pd\nfrom alpha_trader.figures import Table, equity_figure\n"
-        "Table(pd.DataFrame({'a': [1]}))._repr_html_(); equity_figure(pd.Series([1.0, 2.0], index=pd.bdate_range('2013-01-01', periods=2)))\n"
-        "print(sorted({'matplotlib', 'jinja2', 'sklearn', 'vectorbt', 'papermill', 'nbconvert', 'lightgbm'} & set(sys.modules)))"
+        "Table(pd.DataFrame({'a': [1]}))._repr_html_()\n"
+        "equity_figure(pd.Series([1.0, 2.0], index=pd.bdate_range('2013-01-01', periods=2)))\n"
+        "heavy = {'matplotlib', 'jinja2', 'sklearn', 'vectorbt', 'papermill', 'nbconvert', 'lightgbm'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

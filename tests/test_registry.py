@@ -14,7 +14,7 @@ from alpha_trader import registry
 from alpha_trader.domain import ModelError
 from alpha_trader.features import FeatureSet
 from alpha_trader.labels import forward_return
-from alpha_trader.models import Ensemble, Member, fit_panel, predict_panel
+from alpha_trader.models import KINDS, Ensemble, Member, fit_panel, predict_panel
 from alpha_trader.registry import (
     ModelCard,
     card_for,
@@ -41,7 +41,8 @@ def trained(seed: int = 7, model: ModelSettings = MODEL) -> tuple[Ensemble, Mode
     features, labels = FeatureSet(names=("a", "b"), values=values), forward_return(panel, 5)
     ensemble = fit_panel(features, labels, 150, LabelSettings(), model)
     scores = {"in_sample": {"rank_ic": 0.2, "rank_ic_t": float("nan")}, "out_of_sample": {"rank_ic": 0.0}}
-    card = card_for(ensemble, panel, features, labels, 150, FeatureSettings(), LabelSettings(), model, scores, NOON, "test")
+    sections = FeatureSettings(), LabelSettings(), model
+    card = card_for(ensemble, panel, features, labels, 150, *sections, scores, NOON, "test")
     return ensemble, card, features
 
 
@@ -125,7 +126,10 @@ def test_files_that_are_missing_or_do_not_belong_are_named(copy) -> None:
     refused(*copy, match="xgboost-42.ubj is missing")
 
 
-@pytest.mark.parametrize("field", ["feed", "source", "trained_to", "data_hash", "package_version", "created_for", "rows"])
+EDITED = ["feed", "source", "trained_to", "data_hash", "package_version", "created_for", "rows"]
+
+
+@pytest.mark.parametrize("field", EDITED)
 def test_an_edited_card_is_refused(copy, field: str) -> None:
     path = copy[0] / copy[1] / "meta.json"
     meta = json.loads(path.read_text())
@@ -153,7 +157,10 @@ def test_another_schema_is_named(copy) -> None:
     refused(*copy, match="meta.json has schema 2, this version reads 1")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"seal": 1}', b'{"seal": "x", "card": {}}', b"\xff\xfe\x00"])
+NO_CARDS = [b"", b"{", b"[]", b"null", b'{"seal": 1}', b'{"seal": "x", "card": {}}', b"\xff\xfe\x00"]
+
+
+@pytest.mark.parametrize("content", NO_CARDS)
 def test_a_damaged_card_is_one_line(copy, content: bytes) -> None:
     (copy[0] / copy[1] / "meta.json").write_bytes(content)
     refused(*copy, match="meta.json is damaged")
@@ -173,7 +180,10 @@ def test_a_renamed_folder_is_refused(copy) -> None:
     refused(copy[0], "0" * 12, match=f"model {'0' * 12}: the folder holds model {copy[1]}")
 
 
-@pytest.mark.parametrize("model_id", ["", ".", "..", "../models", "a" * 11, "A" * 12, "0" * 12, "x/../y", "0" * 12 + "\n"])
+STRANGE_IDS = ["", ".", "..", "../models", "a" * 11, "A" * 12, "0" * 12, "x/../y", "0" * 12 + "\n"]
+
+
+@pytest.mark.parametrize("model_id", STRANGE_IDS)
 def test_an_id_that_is_not_ours_never_becomes_a_path(kept, model_id: str) -> None:
     with pytest.raises(ModelError, match="there is no model"):
         load_model(kept[0], model_id)
@@ -187,8 +197,6 @@ def test_saving_over_a_damaged_copy_heals_it(fitted, copy) -> None:
 
 
 def test_a_member_of_an_unknown_kind_cannot_be_loaded(fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alpha_trader.models import KINDS
-
     monkeypatch.setitem(KINDS, "forest", KINDS["lightgbm"])
     ensemble = Ensemble((Member("forest", 1, fitted[0].members[0].booster), *fitted[0].members[1:]), fitted[0].features)
     card = fitted[1].model_copy(update={"members": tuple(member.name for member in ensemble.members)})
@@ -232,6 +240,7 @@ def test_a_model_expires_by_sessions_not_by_days(kept) -> None:
 
 def save_and_die(fitted, models_dir: Path, step: int) -> bool:
     "In a child: save, killed before the `step`-th call that touches the disk's state; True when it came through"
+    contents = registry.member_files(fitted[0])  # beforehand: a forked child must not enter a library that ran OpenMP
     child = os.fork()
     if child == 0:
         calls = 0
@@ -247,7 +256,7 @@ def save_and_die(fitted, models_dir: Path, step: int) -> bool:
             return wrapper
 
         os.fsync, Path.rename, Path.mkdir = deadly(os.fsync), deadly(Path.rename), deadly(Path.mkdir)  # type: ignore[method-assign]
-        registry.load_model = lambda *_: None  # type: ignore[assignment]  # the child must not enter a library
+        registry.member_files, registry.load_model = lambda _: contents, lambda *_: None  # type: ignore[assignment]
         save_model(fitted[0], models_dir, fitted[1])
         os._exit(0)
     return os.waitpid(child, 0)[1] == 0

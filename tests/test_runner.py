@@ -92,7 +92,7 @@ def words(result: RunResult) -> str:
 @pytest.mark.parametrize(
     ("notebook", "parameters", "message"),
     [
-        ("sample", {"day": 5}, "sample: unknown parameter 'day', did you mean days? (allowed: session, days, share, symbols, limit)"),
+        ("sample", {"day": 5}, "sample: unknown parameter 'day', did you mean days? (allowed: session, days, share, "),
         ("sample", {"zzz": 5}, "sample: unknown parameter 'zzz' (allowed: session"),
         ("untagged", {}, "untagged: 0 cells carry the tag 'parameters', allowed: exactly one"),
         ("sample", {"days": "5"}, "sample: parameter days: found '5' (str), allowed: int"),
@@ -108,7 +108,9 @@ def words(result: RunResult) -> str:
         ("nowhere/else.ipynb", {}, "no notebook 'nowhere/else.ipynb'"),
     ],
 )
-def test_refused(run: Callable[..., RunResult], store: Engine, settings: Settings, notebook: str, parameters: dict, message: str) -> None:
+def test_refused(
+    run: Callable[..., RunResult], store: Engine, settings: Settings, notebook: str, parameters: dict, message: str
+) -> None:
     "An unknown, wrong or secret parameter is one clear line, and leaves no trace"
     with pytest.raises(RunError) as caught:
         run(notebook, **parameters)
@@ -142,7 +144,7 @@ def test_refused_slot_and_file(run: Callable[..., RunResult], settings: Settings
     with pytest.raises(RunError, match="slot 'today': allowed is a name that begins with its session"):
         run("sample", slot="today")
     (settings.root / "nbs" / "runs" / "bad.ipynb").write_text("no json")
-    with pytest.raises(RunError, match="bad.ipynb: not a notebook"):
+    with pytest.raises(RunError, match=r"bad\.ipynb: not a notebook"):
         run("bad")
 
 
@@ -150,7 +152,9 @@ def test_defaults_are_kept_and_values_arrive(run_cells: Callable[..., RunResult]
     "Strange text arrives as it was given, an int where a float is declared becomes one"
     text = "quote ' double \" back \\ newline \n { } <b> € 漢"
     cell = "days: int = 20\nshare: float = 0.5\ntext: str = ''\nsymbols: list = []\nlimit: int = None"
-    result = run_cells("[days, share, text, symbols, limit]", parameters=cell, text=text, share=1, symbols=("A", "B"), limit=-3)
+    result = run_cells(
+        "[days, share, text, symbols, limit]", parameters=cell, text=text, share=1, symbols=("A", "B"), limit=-3
+    )
     assert eval(outputs(result)[-1].data["text/plain"]) == [20, 1.0, text, ["A", "B"], -3]
     assert "&lt;b&gt;" in words(result) and "<b>" not in words(result)
 
@@ -164,16 +168,28 @@ def test_a_run_is_written_down(run: Callable[..., RunResult], store: Engine, set
     (row,) = rows(store)
     assert (result.status, result.error, result.run_id) == ("succeeded", "", row.id)
     assert (row.status, row.attempt, row.error) == (RunStatus.SUCCEEDED, 1, "")
-    assert row.parameters == {"session": "2013-03-01", "days": 300, "share": 0.5, "symbols": ["AAPL", "IBM"], "limit": None}
+    assert row.parameters == {
+        "session": "2013-03-01",
+        "days": 300,
+        "share": 0.5,
+        "symbols": ["AAPL", "IBM"],
+        "limit": None,
+    }
     assert row.report == "data/runs/2013/03/01/sample-2013-03-01-decision-demo-a1.html"
-    assert settings.root / row.report == result.report_html and result.executed == result.report_html.with_suffix(".ipynb")
+    assert settings.root / row.report == result.report_html and result.executed == result.report_html.with_suffix(
+        ".ipynb"
+    )
     assert row.package_hash in words(result) and row.settings_hash in words(result)
-    assert "(&#39;sample&#39;, &#39;2013-03-01 decision&#39;, &#39;demo&#39;)" in words(result)  # current_run() in the cell
+    assert "(&#39;sample&#39;, &#39;2013-03-01 decision&#39;, &#39;demo&#39;)" in words(
+        result
+    )  # current_run() in the cell
     assert current_run() is None
     assert not [p for p in settings.runs_dir.rglob("*") if p.name.startswith(".")]
 
 
-def test_already_done(run: Callable[..., RunResult], run_cells: Callable[..., RunResult], store: Engine, settings: Settings) -> None:
+def test_already_done(
+    run: Callable[..., RunResult], run_cells: Callable[..., RunResult], store: Engine, settings: Settings
+) -> None:
     "DA-1: a slot that succeeded is not run again; another account or slot is another run"
     count = "from pathlib import Path\nwith Path('count').open('a') as file:\n    file.write('x')"
     first, second = run_cells(count), run_cells(count)
@@ -202,9 +218,14 @@ def test_a_failed_cell(run: Callable[..., RunResult], store: Engine) -> None:
 
 @pytest.mark.parametrize(
     ("source", "name"),
-    [("days +", "SyntaxError"), ("raise SystemExit(0)", "SystemExit"), ("input('sure? ')", "EOFError"), ("%nosuchmagic", "UsageError"),
-     ("raise ExceptionGroup('two', [ValueError(1)])", "ExceptionGroup")],
-)  # fmt: skip
+    [
+        ("days +", "SyntaxError"),
+        ("raise SystemExit(0)", "SystemExit"),
+        ("input('sure? ')", "EOFError"),
+        ("%nosuchmagic", "UsageError"),
+        ("raise ExceptionGroup('two', [ValueError(1)])", "ExceptionGroup"),
+    ],
+)
 def test_all_ways_to_fail(run_cells: Callable[..., RunResult], source: str, name: str) -> None:
     "Whatever stops a cell fails the run, also what IPython only prints, and nothing waits for a keyboard"
     result = run_cells(source, "print('never')")
@@ -235,8 +256,20 @@ def test_nothing_is_left_behind(run: Callable[..., RunResult]) -> None:
 
     def state() -> tuple:
         main = (sys.modules["__main__"], "__notebook__" in sys.modules)
-        return (os.getcwd(), InteractiveShell._instance, sys.stdout, sys.stderr, sys.stdin, sys.displayhook, sys.excepthook, main,
-                vars(builtins).get("display"), vars(builtins).get("get_ipython"), pio.renderers.default, list(sys.path))  # fmt: skip
+        return (
+            os.getcwd(),
+            InteractiveShell._instance,
+            sys.stdout,
+            sys.stderr,
+            sys.stdin,
+            sys.displayhook,
+            sys.excepthook,
+            main,
+            vars(builtins).get("display"),
+            vars(builtins).get("get_ipython"),
+            pio.renderers.default,
+            list(sys.path),
+        )
 
     before = state()
     run("sample")
@@ -255,8 +288,12 @@ def test_outputs_keep_their_order(run_cells: Callable[..., RunResult]) -> None:
         "handle.update('TWO')\nprint('10 %\\r50 %\\r100 %')\n7"
     )
     assert [(o.output_type, o.get("name")) for o in outputs(result)] == [
-        ("stream", "stdout"), ("display_data", None), ("stream", "stderr"), ("stream", "stdout"), ("execute_result", None),
-    ]  # fmt: skip
+        ("stream", "stdout"),
+        ("display_data", None),
+        ("stream", "stderr"),
+        ("stream", "stdout"),
+        ("execute_result", None),
+    ]
     assert outputs(result)[1].data["text/plain"] == "'TWO'"
     assert outputs(result)[3].text == "100 %\n"
     assert outputs(result)[4].execution_count == 2
@@ -284,15 +321,17 @@ def test_text_is_not_markup(run_cells: Callable[..., RunResult]) -> None:
 
 def test_a_figure_cannot_close_its_script(run_cells: Callable[..., RunResult]) -> None:
     "The JSON of a figure is data, whatever its titles say"
-    result = run_cells("import plotly.graph_objects as go\ngo.Figure(layout={'title': '</script><script>alert(1)</script>'})")
+    result = run_cells(
+        "import plotly.graph_objects as go\ngo.Figure(layout={'title': '</script><script>alert(1)</script>'})"
+    )
     assert "<script>alert(1)" not in words(result)
 
 
 def test_figures_are_thinned(run_cells: Callable[..., RunResult]) -> None:
-    "A line of 20,000 points keeps 500, its extremes and their hover texts among them; a huge heat map is named, not shown"
+    "A line of 20,000 points keeps 500, its extremes with their hover texts among them; a huge heat map is named only"
     result = run_cells(
-        "import numpy as np, plotly.graph_objects as go\ny = np.zeros(20_000)\ny[12_345] = 9.0\n"
-        "go.Figure(go.Scatter(y=y, x=np.arange(20_000), text=[f't{n}' for n in range(20_000)], marker={'size': list(range(20_000))}))",
+        "import numpy as np, plotly.graph_objects as go\nn = np.arange(20_000)\ny = np.where(n == 12_345, 9.0, 0.0)\n"
+        "go.Figure(go.Scatter(y=y, x=n, text=[f't{k}' for k in n], marker={'size': n.tolist()}))",
         "go.Figure(go.Heatmap(z=np.random.default_rng(0).random((300, 300)))).show()",
     )
     line, heat = outputs(result)
@@ -410,9 +449,22 @@ def test_report_is_small_and_offline(run: Callable[..., RunResult], settings: Se
 def test_report_draws_without_network(run: Callable[..., RunResult], tmp_path: Path) -> None:
     "Opened from the disk with every host name unknown, each figure is drawn, and the browser complains about nothing"
     result = run("sample")
-    switches = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--enable-logging=stderr",
-                "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=8000")  # fmt: skip
-    command = [str(CHROMIUM), *switches, f"--user-data-dir={tmp_path / 'chromium'}", "--dump-dom", result.report_html.as_uri()]
+    switches = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--enable-logging=stderr",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--virtual-time-budget=8000",
+    )
+    command = [
+        str(CHROMIUM),
+        *switches,
+        f"--user-data-dir={tmp_path / 'chromium'}",
+        "--dump-dom",
+        result.report_html.as_uri(),
+    ]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
     figures = re.findall(r'<figure class="plotly".*?</figure>', shown.stdout, re.DOTALL)
     assert len(figures) == 8
@@ -450,13 +502,15 @@ def test_importing_the_runner_is_light() -> None:
 
 
 def test_a_run_stays_light(settings: Settings, tmp_path: Path) -> None:
-    "A run with tables and plotly figures imports no matplotlib and no kernel's own code, and writes nothing to the home directory"
+    "A run with tables and plotly figures imports no matplotlib and leaves the home directory alone"
     code = (
-        "import sys; from datetime import UTC, datetime; from pathlib import Path; from alpha_trader.settings import Settings\n"
-        "from alpha_trader.runner import run_notebook; from alpha_trader.store import open_store\n"
-        f"settings = Settings(root=Path({str(settings.root)!r}))\n"
-        f"run_notebook(settings, 'sample', {{}}, {SLOT!r}, '', open_store(settings.store_url), lambda: datetime(2013, 3, 1, tzinfo=UTC))\n"
-        "print(sorted({'matplotlib', 'matplotlib_inline', 'sklearn', 'vectorbt', 'optuna', 'ipykernel'} & set(sys.modules)))"
+        "import sys\nfrom datetime import UTC, datetime\nfrom pathlib import Path\n"
+        "from alpha_trader.runner import run_notebook\n"
+        "from alpha_trader.settings import Settings\nfrom alpha_trader.store import open_store\n"
+        f"settings = Settings(root=Path({str(settings.root)!r}))\nstore = open_store(settings.store_url)\n"
+        f"run_notebook(settings, 'sample', {{}}, {SLOT!r}, '', store, lambda: datetime(2013, 3, 1, tzinfo=UTC))\n"
+        "heavy = {'matplotlib', 'matplotlib_inline', 'sklearn', 'vectorbt', 'optuna', 'ipykernel'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     home = tmp_path / "home"
     home.mkdir()

@@ -158,6 +158,7 @@ def test_events_move_the_price_and_not_the_wealth():
     plain, eventful = synthetic_panel(symbols=2, sessions=40), synthetic_panel(symbols=2, sessions=40, events=events)
     np.testing.assert_allclose(adjusted(eventful)[3], plain.close, rtol=2e-3)  # cents were rounded
     assert adjustment(eventful)[-1, 0] == pytest.approx(2 / (1 - 1.5 / eventful.close[19, 0]))
+    np.testing.assert_allclose(adjusted(eventful)[4], plain.volume, rtol=1e-5)
     assert eventful.volume[10:, 0].sum() == pytest.approx(2 * plain.volume[10:, 0].sum(), rel=1e-5)
 
 

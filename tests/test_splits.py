@@ -32,11 +32,12 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, int, str, int, int, list[Fold]]:
 @settings(max_examples=150, deadline=None)
 @given(cases())
 def test_no_training_label_is_known_only_after_the_first_prediction(case) -> None:
-    sessions, horizon, _, _, embargo, folds = case
+    _, horizon, _, _, embargo, folds = case
     for fold in folds:
         known_at = fold.train_stop - 1 + purge(horizon)  # row whose open completes the last training label
         assert known_at + embargo < fold.test_start
-        labels = open_to_open(np.arange(1.0, fold.test_start + 1)[:, None], horizon)  # history before the first prediction
+        before = np.arange(1.0, fold.test_start + 1)[:, None]  # history when the first prediction is made, less its row
+        labels = open_to_open(before, horizon)
         assert np.isfinite(labels[: fold.train_stop]).all()
 
 
@@ -118,7 +119,7 @@ def test_db_12_stacked_symbols_cannot_be_split() -> None:
 def test_a_contradiction_refuses_in_one_line(change: dict, message: str) -> None:
     sessions = pd.bdate_range("2020-01-01", periods=500).to_numpy()
     with pytest.raises(InputError, match=message) as caught:
-        walk_forward(**{"sessions": sessions, "horizon": 5, "refit": "monthly", "min_train": 100, "embargo": 2, **change})
+        walk_forward(sessions, **{"horizon": 5, "refit": "monthly", "min_train": 100, "embargo": 2, **change})
     assert "\n" not in str(caught.value)
 
 
@@ -127,5 +128,6 @@ def test_the_table_shows_what_the_folds_say() -> None:
     folds = walk_forward(sessions, 5, "yearly", 500, 2)
     table = fold_table(folds, sessions, 5)
     assert len(table) == len(folds) == 4
-    assert (table["last trained"] < table["label known"]).all() and (table["label known"] < table["predicts from"]).all()
+    assert (table["last trained"] < table["label known"]).all()
+    assert (table["label known"] < table["predicts from"]).all()
     assert fold_table([], sessions, 5).empty

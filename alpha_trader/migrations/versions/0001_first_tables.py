@@ -166,6 +166,7 @@ def create_knowledge() -> None:
         column("reason", sa.String()),
         column("price", SCALED, null=True),
         column("target_value", SCALED, null=True),
+        column("rank", sa.Integer()),
         account("decisions"),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], name="fk_decisions_run_id"),
         sa.PrimaryKeyConstraint("id", name="pk_decisions"),
