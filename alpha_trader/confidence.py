@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['answers', 'consensus', 'agreement', 'ranks_within', 'rank_ic', 'spaced_t', 'scores']
 
-# %% ../nbs/07a_confidence.ipynb #95892fa4
+# %% ../nbs/07a_confidence.ipynb #79ee48f6
 import numpy as np
 import pandas as pd
 
 from .domain import InputError
 
-# %% ../nbs/07a_confidence.ipynb #e7cfeba9
+# %% ../nbs/07a_confidence.ipynb #a03d3a80
 def answers(
     predictions: np.ndarray,  # float64[M, ...]
 ) -> np.ndarray:  # int64[...], 0 to M
     "How many members gave a finite answer"
     return np.isfinite(predictions).sum(axis=0)
 
-# %% ../nbs/07a_confidence.ipynb #9180ae94
+# %% ../nbs/07a_confidence.ipynb #a9789ebb
 def consensus(
     predictions: np.ndarray,  # float64[M, ...] return over the label's horizon
 ) -> np.ndarray:  # float64[...], NaN where nobody answered
@@ -27,7 +27,7 @@ def consensus(
     total = np.where(np.isfinite(predictions), predictions, 0.0).sum(axis=0)
     return np.where(present > 0, total / np.maximum(present, 1), np.nan)
 
-# %% ../nbs/07a_confidence.ipynb #f9f4bf5f
+# %% ../nbs/07a_confidence.ipynb #97b47e74
 def agreement(
     predictions: np.ndarray,  # float64[M, ...] return over the label's horizon
 ) -> np.ndarray:  # float64[...] in [0.1, 1), NaN with fewer than two answers
@@ -38,7 +38,7 @@ def agreement(
     same = np.isclose(spread, 0.0, rtol=0.0, atol=1e-15)
     return np.where(present < 2, np.nan, np.where(same, 0.95, 1 - np.minimum(spread / 0.01, 0.9)))
 
-# %% ../nbs/07a_confidence.ipynb #14f4e00c
+# %% ../nbs/07a_confidence.ipynb #4ae2ab7b
 def ranks_within(
     values: np.ndarray,  # float64[T, N]
 ) -> np.ndarray:  # float64[T, N] rank less its row's mean, 0 where NaN
@@ -47,7 +47,7 @@ def ranks_within(
     middle = (np.isfinite(values).sum(axis=1, keepdims=True) + 1) / 2
     return np.where(np.isfinite(values), ranks - middle, 0.0)
 
-# %% ../nbs/07a_confidence.ipynb #98e6e249
+# %% ../nbs/07a_confidence.ipynb #437f1d17
 def rank_ic(
     predicted: np.ndarray,  # float64[T, N]
     label: np.ndarray,  # float64[T, N]
@@ -61,7 +61,7 @@ def rank_ic(
     usable = (both.sum(axis=1) >= least) & (scale > 0)
     return np.where(usable, (forecast * outcome).sum(axis=1) / np.where(usable, scale, 1.0), np.nan)
 
-# %% ../nbs/07a_confidence.ipynb #60f0cf43
+# %% ../nbs/07a_confidence.ipynb #5fbf3a63
 def spaced_t(
     values: np.ndarray,  # float64[T] one a session, NaN = none
     horizon: int,  # sessions a label spans
@@ -77,7 +77,7 @@ def spaced_t(
             found.append(sample.mean() / sample.std(ddof=1) * np.sqrt(len(sample)))
     return float(np.mean(found)) if found else float("nan")
 
-# %% ../nbs/07a_confidence.ipynb #bedeb127
+# %% ../nbs/07a_confidence.ipynb #13b63dbe
 def scores(
     predicted: np.ndarray,  # float64[T, N] return over the horizon
     label: np.ndarray,  # float64[T, N] what happened

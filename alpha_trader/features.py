@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'NEEDED', 'PanelFunction', 'REGISTERED', 'take_bar', 'blank', 'show', 'next_row', 'walk', 'has_gaps',
-           'closed_up', 'spread_out', 'walk_with_gaps', 'blocks', 'has_events', 'answers', 'indicators', 'FeatureSet',
-           'feature', 'expand', 'own_feature', 'features', 'FeatureState', 'volatility']
+           'closed_up', 'spread_out', 'walk_with_gaps', 'blocks', 'has_events', 'adjusted_values', 'shipped_features',
+           'indicators', 'FeatureSet', 'feature', 'expand', 'own_feature', 'features', 'FeatureState', 'volatility']
 
-# %% ../nbs/05_features.ipynb #f5acef6d
+# %% ../nbs/05_features.ipynb #65ea4088
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -30,10 +31,10 @@ from alpha_trader.indicators import (
 )
 from .kernels import kernel
 
-# %% ../nbs/05_features.ipynb #beb9d00e
+# %% ../nbs/05_features.ipynb #4cc66c25
 FEATURES = NAMES[:-2]  # the shipped set, in the order of the columns: all answers but the two raw bands
 
-# %% ../nbs/05_features.ipynb #5181eea5
+# %% ../nbs/05_features.ipynb #1b4f6ced
 @kernel
 def take_bar(
     sheet: np.ndarray,  # float64[ROWS, n], changed
@@ -48,7 +49,7 @@ def take_bar(
         for column in range(newest.size):
             sheet[row, column] = newest[column]
 
-# %% ../nbs/05_features.ipynb #7412e864
+# %% ../nbs/05_features.ipynb #c90a99be
 NEEDED = tuple(WARM_UP[name] for name in NAMES)  # bars until the first answer, by row
 
 
@@ -63,13 +64,13 @@ def blank(
             for column in range(sheet.shape[1]):
                 sheet[row, column] = np.nan
 
-# %% ../nbs/05_features.ipynb #67c0ed9b
+# %% ../nbs/05_features.ipynb #91f717d5
 @kernel
 def show(
     sheet: np.ndarray,  # float64[ROWS, n]
-    out: np.ndarray,  # [n, K] of any float, changed: the first K rows of the sheet as columns
+    out: np.ndarray,  # float32[n, F], changed: the first F rows of the sheet as columns
 ) -> None:
-    "Write the answers, one line per symbol"
+    "Write the features, one line per symbol"
     for column in range(out.shape[0]):
         for row in range(out.shape[1]):
             out[column, row] = sheet[row, column]
@@ -82,34 +83,31 @@ def next_row(
     values: np.ndarray,  # float64[5, T, N] adjusted open, high, low, close, volume
     time: int,  # row of the panel
     start: int,  # column of the panel that is the sheet's first
-    raw: bool,  # True: levels in dollars, False: ratios
-    min_history: int,  # bars until the first answers
-    out: np.ndarray,  # [n, K] of any float, changed
+    min_history: int,  # bars until the first features
+    out: np.ndarray,  # float32[n, F], changed
 ) -> None:
-    "Take in one bar and write the answers after it"
+    "Take in one bar and write the features after it"
     take_bar(sheet, values, time, start)
     step(sheet, bar)
-    if not raw:
-        relative(sheet)
+    relative(sheet)
     blank(sheet, bar + 1 if bar + 1 >= min_history else 0)
     show(sheet, out)
 
-# %% ../nbs/05_features.ipynb #c0c2ab3c
+# %% ../nbs/05_features.ipynb #27342286
 @kernel
 def walk(
     values: np.ndarray,  # float64[5, T, N] adjusted, every bar there
     start: int,  # first symbol of the block
     stop: int,  # symbol after the last one
-    raw: bool,  # True: levels in dollars, False: ratios
-    min_history: int,  # bars until the first answers
-    out: np.ndarray,  # [T, N, K] of any float, changed
+    min_history: int,  # bars until the first features
+    out: np.ndarray,  # float32[T, N, F], changed
 ) -> None:
-    "Answers of a block of symbols after each bar"
+    "Features of a block of symbols after each bar"
     sheet = new_sheet(stop - start)
     for time in range(values.shape[1]):
-        next_row(sheet, time, values, time, start, raw, min_history, out[time, start:stop])
+        next_row(sheet, time, values, time, start, min_history, out[time, start:stop])
 
-# %% ../nbs/05_features.ipynb #ea127bcb
+# %% ../nbs/05_features.ipynb #821c061b
 @kernel
 def has_gaps(
     close: np.ndarray,  # float64[T, N], NaN: no bar
@@ -124,7 +122,7 @@ def has_gaps(
             missing += row[column] != row[column]  # only NaN differs from itself
     return missing > 0
 
-# %% ../nbs/05_features.ipynb #a97cd818
+# %% ../nbs/05_features.ipynb #f52b735d
 @kernel
 def closed_up(
     values: np.ndarray,  # float64[5, T, N], NaN: no bar
@@ -145,13 +143,13 @@ def closed_up(
 
 @kernel
 def spread_out(
-    dense: np.ndarray,  # [T, n, K] answers by number of the bar
+    dense: np.ndarray,  # float32[T, n, F] features by number of the bar
     close: np.ndarray,  # float64[T, N], NaN: no bar
     start: int,
     stop: int,
-    out: np.ndarray,  # [T, N, K], changed: answers by session, NaN where there is no bar
+    out: np.ndarray,  # float32[T, N, F], changed: features by session, NaN where there is no bar
 ) -> None:
-    "Move answers back to their sessions"
+    "Move features back to their sessions"
     seen = np.zeros(stop - start, np.int64)
     for time in range(close.shape[0]):
         for column in range(stop - start):
@@ -160,26 +158,24 @@ def spread_out(
                 out[time, start + column, name] = np.nan if missing else dense[seen[column], column, name]
             seen[column] += not missing
 
-# %% ../nbs/05_features.ipynb #af1ea392
-@kernel
+# %% ../nbs/05_features.ipynb #abd2f89e
 def walk_with_gaps(
     values: np.ndarray,  # float64[5, T, N] adjusted, NaN: no bar
     start: int,
     stop: int,
-    raw: bool,  # True: levels in dollars, False: ratios
-    min_history: int,  # bars until the first answers
-    out: np.ndarray,  # [T, N, K] of any float, changed
+    min_history: int,  # bars until the first features
+    out: np.ndarray,  # float32[T, N, F], changed
 ) -> None:
     "As `walk`, for symbols that lack bars"
     if not has_gaps(values[3], start, stop):
-        walk(values, start, stop, raw, min_history, out)
+        walk(values, start, stop, min_history, out)
         return
     dense = closed_up(values, start, stop)
-    answers = np.empty((out.shape[0], stop - start, out.shape[2]), out.dtype)
-    walk(dense, 0, stop - start, raw, min_history, answers)
-    spread_out(answers, values[3], start, stop, out)
+    found = np.empty((out.shape[0], stop - start, out.shape[2]), out.dtype)
+    walk(dense, 0, stop - start, min_history, found)
+    spread_out(found, values[3], start, stop, out)
 
-# %% ../nbs/05_features.ipynb #fb70f4ca
+# %% ../nbs/05_features.ipynb #4e0b7268
 def blocks(
     symbols: int,  # N
     threads: int,
@@ -191,43 +187,56 @@ def blocks(
     if symbols >= threads * smallest:
         count = -(-count // threads) * threads
     edges = np.linspace(0, symbols, max(count, 1) + 1).astype(int).tolist()
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
-# %% ../nbs/05_features.ipynb #27d19c46
+# %% ../nbs/05_features.ipynb #cb267ee7
 def has_events(panel: Panel) -> bool:
     "Whether there is anything to adjust for"
     return bool((panel.splits != 1.0).any() or (panel.dividends != 0.0).any())
 
 
-def answers(
+def adjusted_values(panel: Panel) -> np.ndarray:  # float64[5, T, N]; the panel's own array if nothing ever happened
+    "Adjusted bars, copied only when there is something to adjust for"
+    return adjusted(panel) if has_events(panel) else panel.values
+
+
+def shipped_features(
     panel: Panel,
-    raw: bool,  # True: levels in dollars, False: ratios
-    min_history: int,  # bars until the first answers
-    out: np.ndarray,  # [T, N, K] of any float, changed
+    min_history: int,  # bars until the first features
+    out: np.ndarray,  # float32[T, N, F], changed
     threads: int = 0,  # 0: one per core
 ) -> np.ndarray:  # `out`
-    "The first K rows of the sheet after each bar of each symbol"
-    values = adjusted(panel) if has_events(panel) else panel.values
-    threads = threads or os.cpu_count() or 1
+    "The shipped set, for all symbols at all sessions"
+    values, threads = adjusted_values(panel), threads or os.cpu_count() or 1
     cuts = blocks(values.shape[2], threads)
     if len(cuts) == 1:
-        walk_with_gaps(values, 0, values.shape[2], raw, min_history, out)
+        walk_with_gaps(values, *cuts[0], min_history, out)
         return out
     with ThreadPoolExecutor(threads) as pool:
-        for work in [pool.submit(walk_with_gaps, values, a, b, raw, min_history, out) for a, b in cuts]:
+        for work in [pool.submit(walk_with_gaps, values, a, b, min_history, out) for a, b in cuts]:
             work.result()
     return out
 
-# %% ../nbs/05_features.ipynb #711e2858
+# %% ../nbs/05_features.ipynb #0cae5f77
 def indicators(
     panel: Panel,
 ) -> dict[str, np.ndarray]:  # float64[T, N] by name; adjusted USD per share, ratios, or points
     "Raw indicators of B-03 and A-04; NaN while warming up and where there is no bar"
-    table = answers(panel, True, 1, np.empty((*panel.close.shape, len(NAMES))))
-    found = {name: np.ascontiguousarray(table[:, :, column]) for column, name in enumerate(NAMES)}
-    return found | {"bb_middle": found["sma_20"]}
+    sessions, symbols = panel.close.shape
+    dense, sheet = closed_up(adjusted_values(panel), 0, symbols), new_sheet(symbols)
+    levels = np.empty((len(NAMES), sessions, symbols))
+    for bar in range(sessions):
+        take_bar(sheet, dense, bar, 0)
+        step(sheet, bar)
+        blank(sheet, bar + 1)
+        levels[:, bar] = sheet[: len(NAMES)]
+    table = np.full_like(levels, np.nan)
+    for column in range(symbols):
+        (rows,) = np.nonzero(~np.isnan(panel.close[:, column]))
+        table[:, rows, column] = levels[:, : len(rows), column]
+    return dict(zip(NAMES, table, strict=True)) | {"bb_middle": table[NAMES.index("sma_20")]}
 
-# %% ../nbs/05_features.ipynb #917c99fd
+# %% ../nbs/05_features.ipynb #fb9b713b
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
     "What the models read"
@@ -238,7 +247,7 @@ class FeatureSet:
         "One feature"
         return self.values[:, :, self.names.index(name)]
 
-# %% ../nbs/05_features.ipynb #34f213d6
+# %% ../nbs/05_features.ipynb #842742c4
 PanelFunction = Callable[[Panel], np.ndarray]  # Panel → [T, N]
 REGISTERED: dict[str, PanelFunction] = {}  # users' features by name
 
@@ -253,7 +262,7 @@ def feature(
     REGISTERED[name] = function
     return function
 
-# %% ../nbs/05_features.ipynb #f3167446
+# %% ../nbs/05_features.ipynb #699c415e
 def expand(
     names: Sequence[str],  # of features; "shipped": the whole shipped set
 ) -> tuple[str, ...]:  # each once, in the order asked for
@@ -266,7 +275,7 @@ def expand(
         raise InputError("features: at least one name is needed")
     return tuple(dict.fromkeys(wanted))
 
-# %% ../nbs/05_features.ipynb #e5b31898
+# %% ../nbs/05_features.ipynb #2c74d815
 def own_feature(
     panel: Panel,
     name: str,  # as registered
@@ -279,7 +288,7 @@ def own_feature(
     traded = ~np.isnan(panel.close)
     return np.where(traded & (np.cumsum(traded, axis=0) >= min_history), values, np.nan)
 
-# %% ../nbs/05_features.ipynb #22c08f26
+# %% ../nbs/05_features.ipynb #78c0d0f4
 def features(
     panel: Panel,
     names: Sequence[str] = ("shipped",),  # shipped set, single names, own features
@@ -291,7 +300,7 @@ def features(
     shape = panel.close.shape
     shipped = np.empty((*shape, len(FEATURES)), np.float32)
     if set(wanted) & set(FEATURES):
-        answers(panel, False, min_history, shipped, threads)
+        shipped_features(panel, min_history, shipped, threads)
     if wanted == FEATURES:
         return FeatureSet(wanted, shipped)
     values = np.empty((*shape, len(wanted)), np.float32)
@@ -300,7 +309,7 @@ def features(
         values[:, :, column] = own_feature(panel, name, min_history) if is_own else shipped[:, :, FEATURES.index(name)]
     return FeatureSet(wanted, values)
 
-# %% ../nbs/05_features.ipynb #5df10272
+# %% ../nbs/05_features.ipynb #cb78fa88
 class FeatureState:
     "Memory of the shipped features between two bars"
 
@@ -318,20 +327,21 @@ class FeatureState:
         "Take in a bar and answer with the features after it"
         out = np.empty((bar.shape[1], len(FEATURES)), np.float32)
         values = np.ascontiguousarray(bar[:, None, :], np.float64)
-        next_row(self.sheet, self.bars, values, 0, 0, False, self.min_history, out)
+        next_row(self.sheet, self.bars, values, 0, 0, self.min_history, out)
         self.bars += 1
         return out
 
-# %% ../nbs/05_features.ipynb #2559ff64
+# %% ../nbs/05_features.ipynb #7f3eb50f
 def volatility(
     panel: Panel,
     window: int = 20,  # returns, at least 2
 ) -> np.ndarray:  # float64[T, N], a fraction per bar; NaN: no bar, or fewer than `window` returns
     "Standard deviation of the newest daily returns of each symbol"
-    out, close = np.full(panel.close.shape, np.nan), adjusted(panel)[3]
-    for column in range(out.shape[1]):
+    close: np.ndarray = adjusted(panel)[3]
+    out: np.ndarray = np.full(close.shape, np.nan)
+    for column in range(len(panel.symbols)):
         (rows,) = np.nonzero(~np.isnan(close[:, column]))
-        returns = close[rows[1:], column] / close[rows[:-1], column] - 1
+        returns: np.ndarray = close[rows[1:], column] / close[rows[:-1], column] - 1
         if len(returns) >= window:
             windows: np.ndarray = np.lib.stride_tricks.sliding_window_view(returns, window)
             out[rows[window:], column] = windows.std(axis=1, ddof=1)

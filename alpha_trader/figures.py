@@ -7,9 +7,10 @@ __all__ = ['OURS', 'OTHERS', 'GAIN', 'LOSS', 'WARN', 'MUTED', 'ACTIONS', 'TEXT',
            'RETURN', 'PERCENT', 'GAIN_USD', 'RATIO', 'COUNT', 'COLUMNS', 'WORDS', 'TONES', 'account_table', 'MONTHS',
            'house_template', 'canvas', 'thin', 'per_point', 'day_texts', 'line', 'equity_figure', 'drawdown',
            'drawdown_figure', 'limit_line', 'exposure_figure', 'prediction_figure', 'confidence_figure',
-           'feature_gain_figure', 'freshness_figure', 'limits_figure', 'Kind', 'moment_text', 'shares_text', 'kind_of',
-           'is_missing', 'Toned', 'tone_of', 'table_cell', 'Table', 'decisions_table', 'orders_table', 'facts_table',
-           'toned', 'monthly_returns', 'tint', 'HeatTable', 'monthly_table']
+           'feature_gain_figure', 'freshness_figure', 'limits_figure', 'Kind', 'moment_text', 'shares_text',
+           'number_text', 'kind_of', 'is_number', 'is_missing', 'Toned', 'tone_of', 'written', 'table_cell', 'Table',
+           'decisions_table', 'orders_table', 'facts_table', 'toned', 'measures_table', 'monthly_returns', 'tint',
+           'HeatTable', 'monthly_table']
 
 # %% ../nbs/15_figures.ipynb #1520dcf3
 import html
@@ -223,7 +224,7 @@ def limits_figure(
     shares = {name: used[name] / limit if limit else 0.0 for name, limit in allowed.items()}
     figure = canvas(height=70 + 34 * len(shares), hovermode="closest", xaxis_tickformat=".0%", xaxis_title="of the limit")
     colors = [WARN if share >= 1 else OURS for share in shares.values()]
-    texts = [f"{used[name]:g} of {limit:g}" for name, limit in allowed.items()]
+    texts = [f"{used[name]:.3g} of {limit:.3g}" for name, limit in allowed.items()]
     figure.add_bar(x=[round(s, 6) for s in shares.values()], y=list(shares), text=texts, orientation="h", marker_color=colors)
     figure.update_xaxes(range=[0, max(1.1, *shares.values()) if shares else 1.1])
     return limit_line(figure, 1.0, "limit", "x", "top")
@@ -243,7 +244,12 @@ def moment_text(value: Any) -> str:
 
 def shares_text(value: Any) -> str:
     "Shares to the millionth, without idle zeros"
-    return f"{float(value):,.6f}".rstrip("0").rstrip(".")
+    return f"{float(value) + 0.0:,.6f}".rstrip("0").rstrip(".")
+
+
+def number_text(value: Any) -> str:
+    "Any number: cents when it is large, four digits when it is small"
+    return f"{value:,.2f}" if abs(value) >= 1000 else f"{value + 0:,.4g}"
 
 # %% ../nbs/15_figures.ipynb #e3cad22e
 TEXT, DAY, MOMENT = Kind(str, number=False), Kind(lambda v: str(v)[:10], number=False), Kind(moment_text, number=False)
@@ -255,12 +261,12 @@ GAIN_USD, RATIO, COUNT = Kind("{:+,.2f}".format, signed=True), Kind("{:.2f}".for
 COLUMNS: dict[str, Kind] = {
     **dict.fromkeys(("predicted", "return", "day_return", "total_return", "annualized_return", "unrealized", "max_drawdown", "drawdown", "excess"), RETURN),
     **dict.fromkeys(("pnl", "profit", "realized", "cash_flow"), GAIN_USD),
-    **dict.fromkeys(("value", "market_value", "cash", "settled_cash", "equity", "last_equity", "buying_power", "notional", "fee", "fees", "cost", "capital"), USD),
-    **dict.fromkeys(("price", "average_price", "last_price", "limit_price", "stop_price", "reference_price", "open", "high", "low", "close", "stop", "target"), PRICE),
-    **dict.fromkeys(("quantity", "shares", "filled", "filled_quantity", "quantity_free"), SHARES),
+    **dict.fromkeys(("value", "market_value", "cash", "settled_cash", "equity", "last_equity", "previous_close", "buying_power", "notional", "fee", "fees", "cost", "capital"), USD),
+    **dict.fromkeys(("price", "average_price", "last_price", "limit_price", "stop_price", "reference_price", "open", "high", "low", "close", "last_close", "level", "stop", "target"), PRICE),
+    **dict.fromkeys(("quantity", "shares", "filled", "filled_quantity", "quantity_free", "held", "order"), SHARES),
     **dict.fromkeys(("weight", "exposure", "share", "win_rate", "volatility", "max_exposure", "max_position"), PERCENT),
     **dict.fromkeys(("confidence", "agreement", "sharpe_ratio", "sharpe", "sortino_ratio"), RATIO),
-    **dict.fromkeys(("volume", "rows", "count", "age", "sessions", "positions", "orders"), COUNT),
+    **dict.fromkeys(("volume", "rows", "bars", "count", "age", "sessions", "sessions_behind", "positions", "orders"), COUNT),
     **dict.fromkeys(("session", "date", "first_session", "last_session", "trained_from", "trained_to"), DAY),
     **dict.fromkeys(("at", "submitted_at", "updated_at", "started_at", "finished_at", "created_at", "fetched_at", "as_of"), MOMENT),
 }
@@ -276,16 +282,21 @@ def kind_of(
     values: Sequence[Any],
 ) -> Kind:
     "What a column's numbers are: by its name, else by its first value"
-    if name in COLUMNS:
-        return COLUMNS[name]
     first = next((v for v in values if not is_missing(v)), None)
+    if name in COLUMNS and (first is None or is_number(first) == COLUMNS[name].number):
+        return COLUMNS[name]
     if isinstance(first, datetime):
         return MOMENT if (first.hour, first.minute) != (0, 0) else DAY
     if isinstance(first, date):
         return DAY
-    if isinstance(first, bool | np.bool_) or not isinstance(first, int | float | Decimal | np.number):
+    if not is_number(first):
         return TEXT
-    return COUNT if isinstance(first, int | np.integer) else Kind("{:,.4g}".format)
+    return COUNT if isinstance(first, int | np.integer) else Kind(number_text)
+
+
+def is_number(value: Any) -> bool:
+    "Something to calculate with; a yes or no is none"
+    return isinstance(value, int | float | Decimal | np.number) and not isinstance(value, bool)
 
 # %% ../nbs/15_figures.ipynb #6c3dafdc
 def is_missing(value: Any) -> bool:
@@ -311,11 +322,21 @@ def tone_of(
         return "muted"
     if isinstance(value, Toned):
         return value.tone
-    if kind.signed:
+    if kind.signed and is_number(value):
         return "gain" if value > 0 else "loss" if value < 0 else ""
     return WORDS.get(str(value), "") if isinstance(value, str) else ""
 
 # %% ../nbs/15_figures.ipynb #9d8dd122
+def written(
+    value: Any,
+    kind: Kind,
+) -> str:
+    "A value as text; one that is not of its column's kind is written as Python would"
+    if isinstance(value, str) or (kind.number and not is_number(value)):
+        return str(value)
+    return kind.write(value)
+
+
 def table_cell(
     value: Any,
     kind: Kind,
@@ -323,7 +344,7 @@ def table_cell(
     "One `<td>`"
     tone = tone_of(value, kind)
     style = ("text-align:right;" if kind.number else "text-align:left;") + (f"color:var(--{tone},{TONES[tone]})" if tone else "")
-    text = "–" if is_missing(value) else html.escape(kind.write(value) if not isinstance(value, str) else value)
+    text = "–" if is_missing(value) else html.escape(written(value, kind))
     return f'<td style="{style}">{text}</td>'
 
 # %% ../nbs/15_figures.ipynb #9d04c459
@@ -378,7 +399,8 @@ def facts_table(
     "Named values below each other"
     chosen = {name: (kinds or {}).get(name) or kind_of(name, [value]) for name, value in facts.items()}
     frame = pd.DataFrame({"fact": [n.replace("_", " ") for n in facts], "amount": [toned(v, chosen[n]) for n, v in facts.items()]}, dtype=object)
-    return Table(frame, {"fact": TEXT, "amount": Kind(str)})
+    short = all(len(text) <= 24 for text in frame["amount"])  # words that run on are read from the left
+    return Table(frame, {"fact": TEXT, "amount": Kind(str, number=short)})
 
 # %% ../nbs/15_figures.ipynb #da3120a9
 def toned(
@@ -386,9 +408,21 @@ def toned(
     kind: Kind,
 ) -> Toned:
     "A value as text, with the colour it deserves"
-    text = Toned("–" if is_missing(value) else value if isinstance(value, str) else kind.write(value))
+    text = Toned("–" if is_missing(value) else written(value, kind))
     text.tone = tone_of(value, kind)
     return text
+
+# %% ../nbs/15_figures.ipynb #97cec657
+def measures_table(
+    frame: pd.DataFrame,  # one row a measure; the other columns are what is compared
+    names: str = "measure",  # column with the names of the measures
+) -> Table:
+    "Measures below each other, each written as what it is"
+    rest = [column for column in frame.columns if column != names]
+    kinds = [kind_of(str(row[names]), [row[column] for column in rest]) for _, row in frame.iterrows()]
+    shown = {column: [toned(value, kind) for value, kind in zip(frame[column], kinds, strict=True)] for column in rest}
+    labels = [str(name).replace("_", " ") for name in frame[names]]
+    return Table(pd.DataFrame({names: labels, **shown}, dtype=object), {names: TEXT, **{str(column): Kind(str) for column in rest}})
 
 # %% ../nbs/15_figures.ipynb #a4432d9e
 account_table = facts_table  # of the account's fields

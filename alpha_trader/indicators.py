@@ -8,23 +8,32 @@ __all__ = ['NAMES', 'SMA_5', 'SMA_20', 'SMA_60', 'EMA_12', 'EMA_26', 'MACD', 'MA
            'ATR_14', 'VOLUME_RATIO', 'RETURN_1D', 'RETURN_5D', 'RETURN_20D', 'VOLATILITY_20D', 'SMA_CROSS_5_20',
            'EMA_CROSS_12_26', 'MOMENTUM_SCORE', 'BB_UPPER', 'BB_LOWER', 'WARM_UP', 'HIGH', 'LOW', 'CLOSE', 'VOLUME',
            'EMA_12_MEMORY', 'EMA_26_MEMORY', 'SIGNAL_MEMORY', 'GAIN_MEMORY', 'LOSS_MEMORY', 'RANGE_MEMORY', 'ONE',
-           'TWO', 'CLOSES', 'CLOSES_5', 'CLOSES_10', 'CLOSES_20', 'CLOSE_SPREADS_5', 'CLOSE_SPREADS_10', 'RETURNS',
-           'RETURNS_5', 'RETURNS_10', 'RETURN_SPREADS_5', 'RETURN_SPREADS_10', 'GAINS', 'LOSSES', 'GAINS_7', 'LOSSES_7',
-           'HIGHS', 'HIGHS_2', 'HIGHS_4', 'HIGHS_8', 'LOWS', 'LOWS_2', 'LOWS_4', 'LOWS_8', 'STOCHASTICS', 'VOLUMES',
-           'VOLUMES_5', 'VOLUMES_10', 'RINGS', 'ROWS', 'Ring', 'at', 'rings', 'keep', 'add', 'subtract', 'scale',
-           'divide', 'change', 'smooth', 'total_5', 'total_7', 'spread_5', 'join_spreads', 'deviation', 'higher',
-           'lower', 'new_sheet', 'simple_averages', 'band', 'place', 'bands', 'exponential_averages', 'returns',
-           'volatility_20', 'moves', 'strength', 'relative_strength', 'extremes', 'mean_3', 'stochastic', 'true_range',
-           'average_range', 'relative_volume', 'step', 'against_close', 'relative']
+           'TWO', 'THREE', 'CLOSES', 'CLOSES_5', 'CLOSES_10', 'CLOSES_20', 'CLOSE_SPREADS_5', 'CLOSE_SPREADS_10',
+           'RETURNS', 'RETURNS_5', 'RETURNS_10', 'RETURN_SPREADS_5', 'RETURN_SPREADS_10', 'GAINS', 'LOSSES', 'GAINS_7',
+           'LOSSES_7', 'HIGHS', 'HIGHS_2', 'HIGHS_4', 'HIGHS_8', 'LOWS', 'LOWS_2', 'LOWS_4', 'LOWS_8', 'STOCHASTICS',
+           'VOLUMES', 'VOLUMES_5', 'VOLUMES_10', 'RINGS', 'ROWS', 'row_numbers', 'Ring', 'at', 'rings', 'keep', 'add',
+           'subtract', 'scale', 'divide', 'change', 'smooth', 'total_5', 'total_7', 'spread_5', 'join_spreads',
+           'deviation', 'higher', 'lower', 'new_sheet', 'simple_averages', 'band', 'place', 'bands',
+           'exponential_averages', 'returns', 'volatility_20', 'moves', 'strength', 'relative_strength', 'extremes',
+           'mean_3', 'stochastic', 'true_range', 'average_range', 'relative_volume', 'step', 'invert', 'rebase',
+           'relative']
 
-# %% ../nbs/04e_indicators.ipynb #b05b427f
-from typing import NamedTuple
+# %% ../nbs/04e_indicators.ipynb #014e9e69
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .kernels import kernel
 
-# %% ../nbs/04e_indicators.ipynb #fdf89b02
+# %% ../nbs/04e_indicators.ipynb #f8e90ecf
+def row_numbers(
+    first: int,
+    count: int,
+) -> list[Any]:  # NumPy integers
+    "Consecutive rows of the sheet"
+    return list(np.arange(first, first + count))
+
+# %% ../nbs/04e_indicators.ipynb #989a0f7c
 NAMES = (
     "sma_5", "sma_20", "sma_60", "ema_12", "ema_26", "macd", "macd_signal", "macd_diff",
     "rsi_14", "rsi_14_simple", "stoch_k", "stoch_d", "bb_width", "bb_pband", "price_vs_bb_upper", "price_vs_bb_lower",
@@ -36,9 +45,9 @@ NAMES = (
     RSI_14, RSI_14_SIMPLE, STOCH_K, STOCH_D, BB_WIDTH, BB_PBAND, PRICE_VS_BB_UPPER, PRICE_VS_BB_LOWER,
     ATR_14, VOLUME_RATIO, RETURN_1D, RETURN_5D, RETURN_20D, VOLATILITY_20D,
     SMA_CROSS_5_20, EMA_CROSS_12_26, MOMENTUM_SCORE, BB_UPPER, BB_LOWER,
-) = np.arange(len(NAMES))
+) = row_numbers(0, len(NAMES))
 
-# %% ../nbs/04e_indicators.ipynb #d5911b9a
+# %% ../nbs/04e_indicators.ipynb #a4c6165e
 WARM_UP = dict(zip(NAMES, (
     5, 20, 60, 12, 26, 26, 34, 34,
     14, 15, 14, 16, 20, 20, 20, 20,
@@ -46,14 +55,14 @@ WARM_UP = dict(zip(NAMES, (
     20, 26, 10, 20, 20,
 ), strict=True))  # bars until the first answer
 
-# %% ../nbs/04e_indicators.ipynb #27e138e6
+# %% ../nbs/04e_indicators.ipynb #ee48122a
 (
     HIGH, LOW, CLOSE, VOLUME,  # the newest bar
     EMA_12_MEMORY, EMA_26_MEMORY, SIGNAL_MEMORY, GAIN_MEMORY, LOSS_MEMORY, RANGE_MEMORY,
-    ONE, TWO,  # scratch: valid within one small step
-) = np.arange(len(NAMES), len(NAMES) + 12)
+    ONE, TWO, THREE,  # scratch: valid within one small step
+) = row_numbers(len(NAMES), 13)
 
-# %% ../nbs/04e_indicators.ipynb #5b2dc115
+# %% ../nbs/04e_indicators.ipynb #af8dabfb
 class Ring(NamedTuple):
     "Rows of the sheet that hold the newest bars of one quantity"
     first: int  # row
@@ -68,7 +77,7 @@ def at(
     "Where the ring keeps a bar"
     return ring.first + (bar & (ring.size - 1))
 
-# %% ../nbs/04e_indicators.ipynb #30217453
+# %% ../nbs/04e_indicators.ipynb #1818089f
 def rings(
     first: int,  # row of the first ring
     sizes: tuple[int, ...],  # rows of each ring
@@ -77,17 +86,17 @@ def rings(
     starts = [first + sum(sizes[:number]) for number in range(len(sizes))]
     return [Ring(start, size) for start, size in zip(starts, sizes, strict=True)]
 
-# %% ../nbs/04e_indicators.ipynb #f23487c5
+# %% ../nbs/04e_indicators.ipynb #bd03c3cc
 (
     CLOSES, CLOSES_5, CLOSES_10, CLOSES_20, CLOSE_SPREADS_5, CLOSE_SPREADS_10,
     RETURNS, RETURNS_5, RETURNS_10, RETURN_SPREADS_5, RETURN_SPREADS_10,
     GAINS, LOSSES, GAINS_7, LOSSES_7,
     HIGHS, HIGHS_2, HIGHS_4, HIGHS_8, LOWS, LOWS_2, LOWS_4, LOWS_8, STOCHASTICS,
     VOLUMES, VOLUMES_5, VOLUMES_10,
-) = RINGS = rings(int(TWO) + 1, (32, 8, 16, 64, 8, 16) + (8, 8, 16, 8, 16) + (8,) * 4 + (2, 4, 8, 8) * 2 + (4,) + (8, 8, 16))
+) = RINGS = rings(int(THREE) + 1, (32, 8, 16, 64, 8, 16) + (8, 8, 16, 8, 16) + (8,) * 4 + (2, 4, 8, 8) * 2 + (4,) + (8, 8, 16))
 ROWS = RINGS[-1].first + RINGS[-1].size  # height of the sheet
 
-# %% ../nbs/04e_indicators.ipynb #3ffd73af
+# %% ../nbs/04e_indicators.ipynb #353f28e5
 @kernel
 def keep(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -100,7 +109,7 @@ def keep(
     for column in range(sheet.shape[1]):
         sheet[out, column] = sheet[value, column]
 
-# %% ../nbs/04e_indicators.ipynb #9ef3b3b5
+# %% ../nbs/04e_indicators.ipynb #d02eb0e7
 @kernel
 def add(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -160,7 +169,7 @@ def change(
     for column in range(sheet.shape[1]):
         sheet[out, column] = sheet[a, column] / sheet[b, column] - 1
 
-# %% ../nbs/04e_indicators.ipynb #d2e3b7b8
+# %% ../nbs/04e_indicators.ipynb #6432ef81
 @kernel
 def smooth(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -175,7 +184,7 @@ def smooth(
         sheet[memory, column] = newest
         sheet[out, column] = newest
 
-# %% ../nbs/04e_indicators.ipynb #d51c6964
+# %% ../nbs/04e_indicators.ipynb #ca078c72
 @kernel
 def total_5(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -189,7 +198,7 @@ def total_5(
         pairs = (sheet[a, column] + sheet[b, column]) + (sheet[c, column] + sheet[d, column])
         sheet[out, column] = pairs + sheet[e, column]
 
-# %% ../nbs/04e_indicators.ipynb #a582ca3c
+# %% ../nbs/04e_indicators.ipynb #b3d375a9
 @kernel
 def total_7(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -204,7 +213,7 @@ def total_7(
         first = (sheet[a, column] + sheet[b, column]) + (sheet[c, column] + sheet[d, column])
         sheet[out, column] = first + ((sheet[e, column] + sheet[f, column]) + sheet[g, column])
 
-# %% ../nbs/04e_indicators.ipynb #2ba8225d
+# %% ../nbs/04e_indicators.ipynb #57f582d6
 @kernel
 def spread_5(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -221,7 +230,7 @@ def spread_5(
         total = (p + q) + (r + s)
         sheet[out, column] = (p * p + q * q) + (r * r + s * s) - total * total * 0.2
 
-# %% ../nbs/04e_indicators.ipynb #d08b572d
+# %% ../nbs/04e_indicators.ipynb #8d175262
 @kernel
 def join_spreads(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -238,7 +247,7 @@ def join_spreads(
         apart = sheet[total_now, column] - sheet[total_before, column]
         sheet[out, column] = (sheet[now, column] + sheet[before, column]) + apart * apart * weight
 
-# %% ../nbs/04e_indicators.ipynb #c40e4a79
+# %% ../nbs/04e_indicators.ipynb #cdc0d0af
 @kernel
 def deviation(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -251,7 +260,7 @@ def deviation(
     for column in range(sheet.shape[1]):
         sheet[out, column] = np.sqrt(sheet[spread, column] * weight)
 
-# %% ../nbs/04e_indicators.ipynb #410b83ce
+# %% ../nbs/04e_indicators.ipynb #b5aa15c0
 @kernel
 def higher(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -275,7 +284,7 @@ def lower(
     for column in range(sheet.shape[1]):
         sheet[out, column] = min(sheet[a, column], sheet[b, column])
 
-# %% ../nbs/04e_indicators.ipynb #1d92ba49
+# %% ../nbs/04e_indicators.ipynb #67dfad58
 @kernel
 def new_sheet(
     symbols: int,  # N
@@ -283,7 +292,7 @@ def new_sheet(
     "An empty memory: no bar seen yet"
     return np.zeros((ROWS, symbols))
 
-# %% ../nbs/04e_indicators.ipynb #9a40f787
+# %% ../nbs/04e_indicators.ipynb #3e137588
 @kernel
 def simple_averages(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -295,15 +304,15 @@ def simple_averages(
     add(sheet, five, at(CLOSES_5, bar - 5), ten)
     add(sheet, ten, at(CLOSES_10, bar - 10), twenty)
     add(sheet, twenty, at(CLOSES_20, bar - 20), ONE)
-    add(sheet, ONE, at(CLOSES_20, bar - 40), ONE)
+    add(sheet, ONE, at(CLOSES_20, bar - 40), TWO)
     scale(sheet, five, 1 / 5, SMA_5)
     scale(sheet, twenty, 1 / 20, SMA_20)
-    scale(sheet, ONE, 1 / 60, SMA_60)
-    scale(sheet, ten, 1 / 10, ONE)
-    change(sheet, CLOSE, ONE, MOMENTUM_SCORE)
+    scale(sheet, TWO, 1 / 60, SMA_60)
+    scale(sheet, ten, 1 / 10, THREE)
+    change(sheet, CLOSE, THREE, MOMENTUM_SCORE)
     change(sheet, SMA_5, SMA_20, SMA_CROSS_5_20)
 
-# %% ../nbs/04e_indicators.ipynb #da767975
+# %% ../nbs/04e_indicators.ipynb #ff5b798a
 @kernel
 def band(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -331,7 +340,7 @@ def place(
         height = sheet[top, column] - sheet[bottom, column]
         sheet[out, column] = size * (sheet[value, column] - sheet[bottom, column]) / height
 
-# %% ../nbs/04e_indicators.ipynb #3f5c839b
+# %% ../nbs/04e_indicators.ipynb #f0441df0
 @kernel
 def bands(
     sheet: np.ndarray,  # float64[ROWS, N], changed; after `simple_averages`
@@ -342,16 +351,16 @@ def bands(
     spread_5(sheet, CLOSES, bar, five)
     join_spreads(sheet, five, at(CLOSE_SPREADS_5, bar - 5), at(CLOSES_5, bar), at(CLOSES_5, bar - 5), 5.0, ten)
     join_spreads(sheet, ten, at(CLOSE_SPREADS_10, bar - 10), at(CLOSES_10, bar), at(CLOSES_10, bar - 10), 10.0, ONE)
-    deviation(sheet, ONE, 20.0, ONE)
-    band(sheet, SMA_20, ONE, 2.0, BB_UPPER)
-    band(sheet, SMA_20, ONE, -2.0, BB_LOWER)
-    scale(sheet, ONE, 4.0, TWO)
-    divide(sheet, TWO, SMA_20, BB_WIDTH)
+    deviation(sheet, ONE, 20.0, TWO)
+    band(sheet, SMA_20, TWO, 2.0, BB_UPPER)
+    band(sheet, SMA_20, TWO, -2.0, BB_LOWER)
+    scale(sheet, TWO, 4.0, THREE)
+    divide(sheet, THREE, SMA_20, BB_WIDTH)
     place(sheet, CLOSE, BB_LOWER, BB_UPPER, 1.0, BB_PBAND)
     change(sheet, CLOSE, BB_UPPER, PRICE_VS_BB_UPPER)
     change(sheet, CLOSE, BB_LOWER, PRICE_VS_BB_LOWER)
 
-# %% ../nbs/04e_indicators.ipynb #3a78baaf
+# %% ../nbs/04e_indicators.ipynb #800acfed
 @kernel
 def exponential_averages(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -365,7 +374,7 @@ def exponential_averages(
     subtract(sheet, MACD, MACD_SIGNAL, MACD_DIFF)
     change(sheet, EMA_12, EMA_26, EMA_CROSS_12_26)
 
-# %% ../nbs/04e_indicators.ipynb #184d9b73
+# %% ../nbs/04e_indicators.ipynb #dc3fe484
 @kernel
 def returns(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -376,7 +385,7 @@ def returns(
     change(sheet, CLOSE, at(CLOSES, bar - 5), RETURN_5D)
     change(sheet, CLOSE, at(CLOSES, bar - 20), RETURN_20D)
 
-# %% ../nbs/04e_indicators.ipynb #15b8599e
+# %% ../nbs/04e_indicators.ipynb #918244aa
 @kernel
 def volatility_20(
     sheet: np.ndarray,  # float64[ROWS, N], changed; after `returns`
@@ -394,7 +403,7 @@ def volatility_20(
     )
     deviation(sheet, ONE, 19.0, VOLATILITY_20D)
 
-# %% ../nbs/04e_indicators.ipynb #baa95525
+# %% ../nbs/04e_indicators.ipynb #ad000797
 @kernel
 def moves(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -422,7 +431,7 @@ def strength(
         up, down = sheet[gain, column], sheet[loss, column]
         sheet[out, column] = 100.0 if down == 0.0 else 100.0 * up / (up + down)
 
-# %% ../nbs/04e_indicators.ipynb #5e300959
+# %% ../nbs/04e_indicators.ipynb #0e883d4d
 @kernel
 def relative_strength(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -440,7 +449,7 @@ def relative_strength(
     add(sheet, loss_7, at(LOSSES_7, bar - 7), TWO)
     strength(sheet, ONE, TWO, RSI_14_SIMPLE)
 
-# %% ../nbs/04e_indicators.ipynb #9e13470c
+# %% ../nbs/04e_indicators.ipynb #fe4ddb65
 @kernel
 def extremes(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -460,7 +469,7 @@ def extremes(
     lower(sheet, at(LOWS_4, bar), at(LOWS_4, bar - 4), at(LOWS_8, bar))
     lower(sheet, at(LOWS_8, bar), at(LOWS_8, bar - 6), lowest)
 
-# %% ../nbs/04e_indicators.ipynb #1af32a47
+# %% ../nbs/04e_indicators.ipynb #d16196fc
 @kernel
 def mean_3(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -485,7 +494,7 @@ def stochastic(
     keep(sheet, STOCH_K, STOCHASTICS, bar)
     mean_3(sheet, STOCHASTICS, bar, STOCH_D)
 
-# %% ../nbs/04e_indicators.ipynb #3104d561
+# %% ../nbs/04e_indicators.ipynb #c7de93d1
 @kernel
 def true_range(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -509,7 +518,7 @@ def average_range(
     true_range(sheet, HIGH, LOW, at(CLOSES, bar - 1) if bar > 0 else CLOSE, ONE)
     smooth(sheet, RANGE_MEMORY, ONE, 1 / min(bar + 1, 14), ATR_14)
 
-# %% ../nbs/04e_indicators.ipynb #182077fc
+# %% ../nbs/04e_indicators.ipynb #0bdf6716
 @kernel
 def relative_volume(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -521,10 +530,10 @@ def relative_volume(
     total_5(sheet, VOLUMES, bar, five)
     add(sheet, five, at(VOLUMES_5, bar - 5), ten)
     add(sheet, ten, at(VOLUMES_10, bar - 10), ONE)
-    scale(sheet, ONE, 1 / 20, ONE)
-    divide(sheet, VOLUME, ONE, VOLUME_RATIO)
+    scale(sheet, ONE, 1 / 20, TWO)
+    divide(sheet, VOLUME, TWO, VOLUME_RATIO)
 
-# %% ../nbs/04e_indicators.ipynb #c23705c9
+# %% ../nbs/04e_indicators.ipynb #b282f960
 @kernel
 def step(
     sheet: np.ndarray,  # float64[ROWS, N] with the newest bar in HIGH, LOW, CLOSE and VOLUME; changed
@@ -542,24 +551,37 @@ def step(
     average_range(sheet, bar)
     relative_volume(sheet, bar)
 
-# %% ../nbs/04e_indicators.ipynb #89b99e53
+# %% ../nbs/04e_indicators.ipynb #c7af2e70
 @kernel
-def against_close(
+def invert(
     sheet: np.ndarray,  # float64[rows, N], changed
-    level: int,  # row in USD per share; becomes a fraction of the close
+    a: int,
+    out: int,  # row of 1 / a
+) -> None:
+    "Reciprocal of a row"
+    for column in range(sheet.shape[1]):
+        sheet[out, column] = 1 / sheet[a, column]
+
+
+@kernel
+def rebase(
+    sheet: np.ndarray,  # float64[rows, N], changed
+    level: int,  # row in USD per share; becomes a ratio
+    inverse: int,  # row of 1 / close
     offset: float,  # what to subtract: 1 for a price, 0 for a difference of prices
 ) -> None:
     "Divide a row by the close, in place"
     for column in range(sheet.shape[1]):
-        sheet[level, column] = sheet[level, column] / sheet[CLOSE, column] - offset
+        sheet[level, column] = sheet[level, column] * sheet[inverse, column] - offset
 
-
+# %% ../nbs/04e_indicators.ipynb #34e048e0
 @kernel
 def relative(
     sheet: np.ndarray,  # float64[ROWS, N] after `step`; changed
 ) -> None:
     "Turn every row in dollars into a ratio; the memory keeps the dollars"
+    invert(sheet, CLOSE, ONE)
     for level in (SMA_5, SMA_20, SMA_60, EMA_12, EMA_26):
-        against_close(sheet, level, 1.0)
+        rebase(sheet, level, ONE, 1.0)
     for level in (MACD, MACD_SIGNAL, MACD_DIFF, ATR_14):
-        against_close(sheet, level, 0.0)
+        rebase(sheet, level, ONE, 0.0)

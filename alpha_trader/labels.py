@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['purge', 'open_to_open', 'forward_return', 'clip_fit', 'clip_apply']
 
-# %% ../nbs/06_labels.ipynb #1aa0ea18
+# %% ../nbs/06_labels.ipynb #94eb966d
 import numpy as np
 
 from .bars import Panel, adjusted
 from .domain import InputError
 
-# %% ../nbs/06_labels.ipynb #36dc9266
+# %% ../nbs/06_labels.ipynb #9db26fc0
 def purge(
     horizon: int,  # sessions from the fill to the end of the label
 ) -> int:  # rows from a decision to the row whose open completes its label
@@ -20,7 +20,7 @@ def purge(
         raise InputError(f"label horizon must be at least 1 session, was {horizon}")
     return horizon + 1
 
-# %% ../nbs/06_labels.ipynb #3805c6dd
+# %% ../nbs/06_labels.ipynb #2f05119e
 def open_to_open(
     opens: np.ndarray,  # float64[T, N] adjusted opens, NaN = no bar
     horizon: int,  # sessions
@@ -32,7 +32,7 @@ def open_to_open(
         labels[:-reach] = opens[reach:] / opens[1:-horizon] - 1
     return labels
 
-# %% ../nbs/06_labels.ipynb #7e58029e
+# %% ../nbs/06_labels.ipynb #cbd57f20
 def forward_return(
     panel: Panel,  # raw bars with their splits and dividends
     horizon: int,  # sessions from the fill to the end
@@ -40,7 +40,7 @@ def forward_return(
     "Total return from the fill at the next open to the open `horizon` sessions later"
     return open_to_open(adjusted(panel)[0], horizon)
 
-# %% ../nbs/06_labels.ipynb #9395f8cb
+# %% ../nbs/06_labels.ipynb #329da5d2
 def clip_fit(
     labels: np.ndarray,  # float64[T, N] training rows only
     share: float,  # quantile cut off on each side, 0.02 = 2nd and 98th percentile
@@ -54,7 +54,7 @@ def clip_fit(
         lowest[known], highest[known] = np.nanquantile(labels[:, known], (share, 1 - share), axis=0)
     return lowest, highest
 
-# %% ../nbs/06_labels.ipynb #3705d541
+# %% ../nbs/06_labels.ipynb #e422f9ac
 def clip_apply(
     labels: np.ndarray,  # float64[T, N]
     limits: tuple[np.ndarray, np.ndarray],  # from `clip_fit`

@@ -9,7 +9,7 @@ __all__ = ['LIGHTGBM', 'XGBOOST', 'KINDS', 'Progress', 'LEAST_ROWS', 'library', 
            'fit_member', 'train_ensemble', 'complete_rows', 'training_rows', 'fit_panel', 'predict_panel',
            'predict_fold', 'usable_folds', 'walk_forward_predict']
 
-# %% ../nbs/07_models.ipynb #ef491ad9
+# %% ../nbs/07_models.ipynb #51c70175
 import importlib
 import os
 import warnings
@@ -28,7 +28,7 @@ from .labels import clip_apply, clip_fit
 from .settings import LabelSettings, ModelSettings
 from .splits import Fold, walk_forward
 
-# %% ../nbs/07_models.ipynb #2e0328f2
+# %% ../nbs/07_models.ipynb #c90b4c5c
 def library(
     name: str,  # "lightgbm" or "xgboost"
 ) -> ModuleType:
@@ -36,13 +36,13 @@ def library(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return importlib.import_module(name)
 
-# %% ../nbs/07_models.ipynb #46b0e65c
+# %% ../nbs/07_models.ipynb #5e17bcfd
 def cores() -> int:
     "How many cores this process may use"
     affinity = getattr(os, "sched_getaffinity", None)  # Linux knows about containers and taskset
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
-# %% ../nbs/07_models.ipynb #02b524da
+# %% ../nbs/07_models.ipynb #fec2b6b7
 LIGHTGBM: dict[str, Any] = {
     "objective": "regression", "metric": "rmse",
     "num_leaves": 20, "max_depth": 7, "min_child_samples": 20, "learning_rate": 0.05,
@@ -55,7 +55,7 @@ XGBOOST: dict[str, Any] = {
     "nthread": 1, "verbosity": 0,
 }  # fmt: skip
 
-# %% ../nbs/07_models.ipynb #94341a88
+# %% ../nbs/07_models.ipynb #eb3f4a7a
 def fit_lightgbm(
     x: np.ndarray,  # float32[R, F] finite
     y: np.ndarray,  # float64[R] finite
@@ -68,7 +68,7 @@ def fit_lightgbm(
     data = lightgbm.Dataset(x, y, feature_name=list(names), params=parameters)
     return lightgbm.train(parameters, data, num_boost_round=rounds)
 
-# %% ../nbs/07_models.ipynb #d0cf1f49
+# %% ../nbs/07_models.ipynb #8f77d6c8
 def fit_xgboost(
     x: np.ndarray,  # float32[R, F] finite
     y: np.ndarray,  # float64[R] finite
@@ -81,7 +81,7 @@ def fit_xgboost(
     data = xgboost.QuantileDMatrix(x, y, feature_names=list(names), nthread=XGBOOST["nthread"])
     return xgboost.train({**XGBOOST, "seed": seed}, data, num_boost_round=rounds)
 
-# %% ../nbs/07_models.ipynb #cf9c2835
+# %% ../nbs/07_models.ipynb #8df4856f
 def predict_lightgbm(
     booster: Any,
     x: np.ndarray,  # float32[R, F]
@@ -100,7 +100,7 @@ def predict_xgboost(
     booster.set_param({"nthread": threads})
     return booster.inplace_predict(x)
 
-# %% ../nbs/07_models.ipynb #1dfd9cd0
+# %% ../nbs/07_models.ipynb #cbccd9ad
 def gain_lightgbm(booster: Any) -> dict[str, float]:  # by feature name, arbitrary unit
     "Total gain of each feature in a LightGBM booster"
     return dict(zip(booster.feature_name(), booster.feature_importance("gain").tolist(), strict=True))
@@ -110,7 +110,7 @@ def gain_xgboost(booster: Any) -> dict[str, float]:  # by feature name, arbitrar
     "Total gain of each feature in an XGBoost booster"
     return dict(booster.get_score(importance_type="total_gain"))
 
-# %% ../nbs/07_models.ipynb #161b7785
+# %% ../nbs/07_models.ipynb #a302edfd
 def dump_lightgbm(booster: Any) -> bytes:
     "A LightGBM booster as text"
     return booster.model_to_string().encode()
@@ -132,7 +132,7 @@ def load_xgboost(content: bytes) -> Any:  # xgboost.Booster
     booster.load_model(bytearray(content))
     return booster
 
-# %% ../nbs/07_models.ipynb #3b837f89
+# %% ../nbs/07_models.ipynb #9d93e7a5
 @dataclass(frozen=True)
 class Kind:
     "How to work with one method of learning"
@@ -153,7 +153,7 @@ KINDS = {
     "xgboost": Kind(fit_xgboost, predict_xgboost, gain_xgboost, dump_xgboost, load_xgboost, "ubj", XGBOOST),
 }
 
-# %% ../nbs/07_models.ipynb #ebec2be5
+# %% ../nbs/07_models.ipynb #ec9b57b8
 @dataclass(frozen=True)
 class Member:
     "One fitted model of an ensemble"
@@ -180,7 +180,7 @@ class Member:
             return np.full(len(x), np.nan)
         return np.where(np.isfinite(found), found, np.nan)
 
-# %% ../nbs/07_models.ipynb #674db432
+# %% ../nbs/07_models.ipynb #f03905fc
 @dataclass(frozen=True)
 class Ensemble:
     "Members that learned the same rows of the same features"
@@ -204,7 +204,7 @@ class Ensemble:
                 layer[usable] = member.predict(rows, threads)
         return found
 
-# %% ../nbs/07_models.ipynb #4f1ddc49
+# %% ../nbs/07_models.ipynb #ffb5adc9
 def feature_gain(
     ensemble: Ensemble,
 ) -> dict[str, float]:  # by feature name, largest first; adds up to 1
@@ -218,7 +218,7 @@ def feature_gain(
     mean = np.mean(shares, axis=0) if shares else np.zeros(len(ensemble.features))
     return dict(sorted(zip(ensemble.features, mean.tolist(), strict=True), key=lambda item: (-item[1], item[0])))
 
-# %% ../nbs/07_models.ipynb #15dbb61c
+# %% ../nbs/07_models.ipynb #00ee3533
 Progress = Callable[[int, int], None]  # (done, total)
 
 
@@ -240,7 +240,7 @@ def run_jobs(
             raise
     return [future.result() for future in futures]
 
-# %% ../nbs/07_models.ipynb #4f2c23a5
+# %% ../nbs/07_models.ipynb #de06f7f8
 class Spec(NamedTuple):
     "A member before it is fitted"
 
@@ -258,7 +258,7 @@ def specs(
     rounds = {"lightgbm": lightgbm_rounds, "xgboost": xgboost_rounds}
     return [Spec(kind, seed, rounds[kind]) for kind in rounds if rounds[kind] for seed in seeds]
 
-# %% ../nbs/07_models.ipynb #16ad32b3
+# %% ../nbs/07_models.ipynb #fdf550d6
 def fit_member(
     spec: Spec,
     x: np.ndarray,  # float32[R, F] finite
@@ -272,7 +272,7 @@ def fit_member(
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{spec.kind}-{spec.seed} could not be fitted on {len(x):,} rows: {reason}") from error
 
-# %% ../nbs/07_models.ipynb #159986ae
+# %% ../nbs/07_models.ipynb #198b9a5b
 LEAST_ROWS = 100  # System A's minimum
 
 
@@ -293,7 +293,7 @@ def train_ensemble(
     jobs = [partial(fit_member, spec, x, y, feature_names) for spec in wanted]
     return Ensemble(tuple(run_jobs(jobs, threads, progress)), tuple(feature_names))
 
-# %% ../nbs/07_models.ipynb #0e74eaf8
+# %% ../nbs/07_models.ipynb #dd0e50ac
 def complete_rows(
     features: FeatureSet,  # values float32[T, N, F]
     labels: np.ndarray,  # float64[T, N]
@@ -301,7 +301,7 @@ def complete_rows(
     "Where every feature and the label are known"
     return np.isfinite(features.values).all(axis=2) & np.isfinite(labels)
 
-# %% ../nbs/07_models.ipynb #be09498b
+# %% ../nbs/07_models.ipynb #47285037
 def training_rows(
     features: FeatureSet,  # values float32[T, N, F]
     labels: np.ndarray,  # float64[T, N], NaN = not known
@@ -314,7 +314,7 @@ def training_rows(
     known = np.where(usable, labels[:train_stop], np.nan)
     return past.values[usable], clip_apply(known, clip_fit(known, clip))[usable]
 
-# %% ../nbs/07_models.ipynb #240d3373
+# %% ../nbs/07_models.ipynb #8b2a000a
 def fit_panel(
     features: FeatureSet,  # values float32[T, N, F]
     labels: np.ndarray,  # float64[T, N]
@@ -329,7 +329,7 @@ def fit_panel(
         x, y, features.names, model.seeds, model.lightgbm_rounds, model.xgboost_rounds, model.threads, progress
     )
 
-# %% ../nbs/07_models.ipynb #8edde2aa
+# %% ../nbs/07_models.ipynb #6cee172b
 def predict_panel(
     ensemble: Ensemble,
     features: FeatureSet,  # values float32[T, N, F]
@@ -343,7 +343,7 @@ def predict_panel(
     found = ensemble.predict(features.values.reshape(-1, width), threads or cores())
     return found.reshape(len(ensemble.members), sessions, symbols)
 
-# %% ../nbs/07_models.ipynb #afdc6c9a
+# %% ../nbs/07_models.ipynb #046a2582
 def predict_fold(
     features: FeatureSet,  # values float32[T, N, F]
     labels: np.ndarray,  # float64[T, N]
@@ -356,7 +356,7 @@ def predict_fold(
     test = features.values[fold.test_start : fold.test_stop]
     return Ensemble((member,), features.names).predict(test.reshape(-1, test.shape[2]))[0].reshape(test.shape[:2])
 
-# %% ../nbs/07_models.ipynb #10cb4e11
+# %% ../nbs/07_models.ipynb #1a7fab4a
 def usable_folds(
     features: FeatureSet,  # values float32[T, N, F]
     labels: np.ndarray,  # float64[T, N]
@@ -378,7 +378,7 @@ def usable_folds(
         )
     return folds
 
-# %% ../nbs/07_models.ipynb #c2eb52cb
+# %% ../nbs/07_models.ipynb #612efc82
 def walk_forward_predict(
     features: FeatureSet,  # values float32[T, N, F]
     labels: np.ndarray,  # float64[T, N]

@@ -8,9 +8,9 @@ __all__ = ['SURVIVORS', 'LEASE', 'open_workspace', 'bars_folder', 'data_now', 'u
            'study_table', 'costs_times', 'judged', 'traded_window', 'chosen', 'backtest', 'account_in_use',
            'last_traded', 'sessions_to_trade', 'next_decision', 'session_named', 'checked_session', 'open_broker',
            'copied', 'Place', 'rehearsal', 'desk_at', 'open_desk', 'Cycle', 'trade_cycle', 'next_plan', 'Day',
-           'account_history', 'look_back', 'account_fills', 'close_day', 'Hand', 'sold_by_hand', 'close_by_hand']
+           'account_history', 'look_back', 'close_day', 'Hand', 'sold_by_hand', 'close_by_hand']
 
-# %% ../nbs/13_pipeline.ipynb #7a3c7e91
+# %% ../nbs/13_pipeline.ipynb #029df9eb
 import sqlite3
 import tempfile
 import time
@@ -33,7 +33,7 @@ from alpha_trader.backtest import (
     split_ratios,
 )
 from .bars import BarSource, Panel, bars_path, load_panel, read_card, universe
-from .books import equity_of, fills_of, orders_of
+from .books import account_fills, equity_of
 from .checks import IngestReport
 from .checks import ingest as ingest_bars
 from .confidence import agreement, consensus, scores
@@ -62,9 +62,9 @@ from alpha_trader.domain import (
     RunStatus,
     Side,
 )
-from .fills import cash_flow, cost_rules
+from .fills import cost_rules
 from .models import fit_panel
-from .registry import ModelCard, card_for, load_model, recipe_id, save_model
+from .registry import ModelCard, card_for, check_serves, load_model, recipe_id, save_model
 from .research import lesson, out_of_sample
 from .samples import source_for
 from alpha_trader.sessions import (
@@ -102,7 +102,7 @@ from alpha_trader.store import (
     writing,
 )
 
-# %% ../nbs/13_pipeline.ipynb #64c41f61
+# %% ../nbs/13_pipeline.ipynb #bd6f4b0d
 def open_workspace() -> tuple[Settings, Engine, datetime]:
     "Settings, store, and what time it is (aware UTC)"
     run = current_run()
@@ -111,7 +111,7 @@ def open_workspace() -> tuple[Settings, Engine, datetime]:
     settings = load_settings()
     return settings, open_store(settings.store_url), datetime.now(UTC)
 
-# %% ../nbs/13_pipeline.ipynb #67db4b52
+# %% ../nbs/13_pipeline.ipynb #8b750c28
 def bars_folder(settings: Settings, source: BarSource) -> Path:
     "Where the bars of this source and feed are kept"
     return settings.bars_dir / f"{source.name}-{source.feed}"
@@ -172,7 +172,7 @@ def bars_ages(
     ages = freshness(load_bars(settings), next_session(last))
     return ages.set_index("symbol")["sessions behind"].astype(float)
 
-# %% ../nbs/13_pipeline.ipynb #eb4967fe
+# %% ../nbs/13_pipeline.ipynb #48564f92
 @dataclass(frozen=True)
 class Training:
     "A fitted model, and what its recipe achieved on years it had not seen"
@@ -264,7 +264,7 @@ def champion(
     "The model that may trade this universe, from this source and feed"
     return champion_of(engine, settings.model.strategy, panel.source, panel.feed, panel.symbols)
 
-# %% ../nbs/13_pipeline.ipynb #72855243
+# %% ../nbs/13_pipeline.ipynb #77b9b5ca
 @dataclass(frozen=True)
 class Study:
     "A backtest, and what it must be compared with"
@@ -329,7 +329,7 @@ def traded_window(
         raise InputError(f"backtest: {sessions} sessions asked for, allowed: 1 to {len(known)}, or 0 for all")
     return panel.sessions[known[-sessions]].item() if sessions else panel.sessions[known[0]].item(), panel.sessions[-1].item()
 
-# %% ../nbs/13_pipeline.ipynb #4bec83f6
+# %% ../nbs/13_pipeline.ipynb #989d49c5
 def chosen(panel: Panel, symbols: tuple[str, ...]) -> list[int]:  # columns
     "The columns of the symbols asked for; none means all"
     unknown = [symbol for symbol in symbols if symbol not in panel.symbols]
@@ -361,7 +361,7 @@ def backtest(
     held = performance(holding, money, np.empty(0), settings.backtest.risk_free)
     return Study(result, fills, closed, numbers, holding, held, doubled, verdict(result.equity, holding, money))
 
-# %% ../nbs/13_pipeline.ipynb #1342ef06
+# %% ../nbs/13_pipeline.ipynb #4cdbdb29
 def account_in_use(settings: Settings, engine: Engine, account: str = "") -> str:
     "The account named, in use, or in the settings"
     return account or current_account(engine) or settings.broker.account
@@ -419,7 +419,7 @@ def checked_session(
         raise InputError(f"session: {session} lies before {last}, the last one that account {account} has decided")
     return session
 
-# %% ../nbs/13_pipeline.ipynb #f954b47d
+# %% ../nbs/13_pipeline.ipynb #4429b7b8
 def open_broker(
     settings: Settings,
     account: str,
@@ -434,7 +434,7 @@ def open_broker(
     costs = cost_rules(settings.costs)
     return SimBroker(book, tape, now, account, settings.broker.capital, costs, rules.fractional, rules.cash)
 
-# %% ../nbs/13_pipeline.ipynb #436bf33e
+# %% ../nbs/13_pipeline.ipynb #29f23d01
 def copied(path: Path, folder: Path) -> None:
     "Copy an SQLite file that others may be writing"
     if path.exists():
@@ -463,7 +463,7 @@ def rehearsal(settings: Settings) -> Place:
         copied(book, room)
     return Place(open_store(f"sqlite:///{room / store.name}"), room, folder)
 
-# %% ../nbs/13_pipeline.ipynb #235a0a40
+# %% ../nbs/13_pipeline.ipynb #fb548093
 LEASE = timedelta(minutes=10)  # how long an account is kept from others without a sign of life
 
 
@@ -483,6 +483,8 @@ def desk_at(
     fence = acquire_lease(engine, name, f"run {run_id}", *this_process(), datetime.now(UTC), LEASE)
     row = champion(settings, engine, tape)
     model, card = load_model(settings.models_dir, row.id) if row else (None, None)
+    if card is not None:
+        check_serves(card, tape.source, tape.feed, tape.symbols)
     broker = open_broker(settings, name, tape, moment, place.books)
     sleep = (lambda seconds: None) if settings.data.clock == "data" else time.sleep  # a replay's clock stands still
     standing = row.reason if row else ""
@@ -505,7 +507,7 @@ def open_desk(session: str = "", account: str = "") -> Desk:
     clock = (lambda: moment) if settings.data.clock == "data" or not run else run.now
     return desk_at(settings, place, name, day, moment, run.run_id if run else None, clock)
 
-# %% ../nbs/13_pipeline.ipynb #77f76ab4
+# %% ../nbs/13_pipeline.ipynb #a5241161
 @dataclass(frozen=True)
 class Cycle:
     "One session's work"
@@ -530,7 +532,7 @@ def next_plan() -> tuple[Desk, Observation, Decision]:
     seen = observe(desk)
     return desk, seen, decide(desk, seen)
 
-# %% ../nbs/13_pipeline.ipynb #e0541575
+# %% ../nbs/13_pipeline.ipynb #183fcdd4
 @dataclass(frozen=True)
 class Day:
     "An account at the close of a session"
@@ -552,7 +554,7 @@ class Day:
             "account": self.account,
             "session": self.session,
             "equity": self.state.equity,
-            "day": None if before is None else float(self.state.equity) / before - 1.0,
+            "day_return": None if before is None else float(self.state.equity) / before - 1.0,
             "cash": self.state.cash,
             "positions": len(self.positions),
             "model": f"{self.model.id}: {self.model.reason}" if self.model else "none",
@@ -590,25 +592,7 @@ def look_back(
         verdict(lived, holding, capital), row,
     )  # fmt: skip
 
-
-def account_fills(engine: Engine, account: str) -> pd.DataFrame:  # as `backtest.fills_frame` makes it
-    "The fills of an account in the form of a backtest's"
-    fills, orders = fills_of(engine, account), orders_of(engine, account, everything=True)
-    reason = dict(zip(orders["client_id"], orders["reason"], strict=True))
-    sign = [1.0 if side is Side.BUY else -1.0 for side in fills["side"]]
-    quantity = fills["quantity"].astype(float) * sign
-    price, fee = fills["price"].astype(float), fills["fee"].astype(float)
-    return pd.DataFrame({
-        "session": pd.DatetimeIndex(fills["session"]),
-        "symbol": fills["symbol"],
-        "quantity": quantity,
-        "price": price,
-        "fee": fee,
-        "reason": [reason.get(name, "MANUAL") for name in fills["client_id"]],
-        "flow": [cash_flow(*fill) for fill in zip(quantity, price, fee, strict=True)],
-    })
-
-# %% ../nbs/13_pipeline.ipynb #e64ce285
+# %% ../nbs/13_pipeline.ipynb #f14d397b
 def close_day(session: str = "", account: str = "") -> Day:
     "Reconcile after the close of a session, write down its equity, and look back"
     run = current_run()
@@ -630,7 +614,7 @@ def close_day(session: str = "", account: str = "") -> Day:
     release_lease(desk.engine, desk.account, desk.fence)
     return day_report
 
-# %% ../nbs/13_pipeline.ipynb #36256168
+# %% ../nbs/13_pipeline.ipynb #d68fff39
 @dataclass(frozen=True)
 class Hand:
     "What selling by hand needs"

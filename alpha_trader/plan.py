@@ -7,7 +7,7 @@ __all__ = ['Floats', 'Integers', 'Flags', 'Market', 'Book', 'Funds', 'PlanRules'
            'empty_orders', 'held_reason', 'sold_quantity', 'entry_reason', 'Room', 'plan_exits', 'best_candidate',
            'weakest_holding', 'swap_for', 'admit', 'plan_orders', 'plan', 'recheck_entries']
 
-# %% ../nbs/09a_plan.ipynb #b2e9cb00
+# %% ../nbs/09a_plan.ipynb #cb84b283
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from alpha_trader.risk import (
 from .settings import Settings
 from .signals import Reason, SignalRules, flat_reason, signal_action, signal_rules
 
-# %% ../nbs/09a_plan.ipynb #791fdf93
+# %% ../nbs/09a_plan.ipynb #9bcc6c43
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -66,7 +66,7 @@ class Funds(NamedTuple):
     other_count: int = 0  # positions outside the universe (bought by hand): counted, never touched
     other_exposure: float = 0.0  # USD in them
 
-# %% ../nbs/09a_plan.ipynb #61759285
+# %% ../nbs/09a_plan.ipynb #c7a623bb
 class PlanRules(NamedTuple):
     "Every setting that the plan obeys"
 
@@ -87,7 +87,7 @@ def plan_rules(settings: Settings) -> PlanRules:
     "The settings that the plan obeys, for compiled code"
     return PlanRules(signal_rules(settings.signals), risk_rules(settings.risk), settings.label.horizon)
 
-# %% ../nbs/09a_plan.ipynb #17b7f8d4
+# %% ../nbs/09a_plan.ipynb #fbd97ba7
 def empty_book(
     n: int,  # symbols
 ) -> Book:
@@ -102,7 +102,7 @@ def empty_orders(
     "A sheet for `plan_orders` to write on"
     return Orders(np.zeros(n), np.zeros(n, int), np.full(n, -1))
 
-# %% ../nbs/09a_plan.ipynb #f85b01b8
+# %% ../nbs/09a_plan.ipynb #8290b1e8
 @kernel
 def held_reason(
     n: int,  # symbol
@@ -124,7 +124,7 @@ def held_reason(
         return Reason.TAKE_PROFIT
     return Reason.HOLD
 
-# %% ../nbs/09a_plan.ipynb #1d85269b
+# %% ../nbs/09a_plan.ipynb #e13155d8
 @kernel
 def sold_quantity(
     reason: int,  # a `Reason`
@@ -136,7 +136,7 @@ def sold_quantity(
         return 0.0
     return target_quantity(quantity, rules) if reason == Reason.TAKE_PROFIT else quantity
 
-# %% ../nbs/09a_plan.ipynb #f3c4a3c4
+# %% ../nbs/09a_plan.ipynb #31c4eb9b
 @kernel
 def entry_reason(
     n: int,  # symbol
@@ -157,7 +157,7 @@ def entry_reason(
         return Reason.COOL_DOWN
     return gate if gate != Reason.NONE else wanted
 
-# %% ../nbs/09a_plan.ipynb #bbd10066
+# %% ../nbs/09a_plan.ipynb #35d899e1
 class Room(NamedTuple):
     "What is left for entries"
 
@@ -184,7 +184,7 @@ def plan_exits(
             sold = sold_quantity(reason, held, rules.risk)
         else:
             reason = entry_reason(n, market, book, rules, gate)
-        orders.reason[n], orders.quantity[n], orders.rank[n] = reason, -sold, -1
+        orders.reason[n], orders.quantity[n], orders.rank[n] = reason, 0.0 - sold, -1
         left = held - sold + book.pending[n]
         if left > 0.0:
             count += 1
@@ -193,7 +193,7 @@ def plan_exits(
             spendable += sold * market.price[n] * (1.0 - 0.5 * market.cost[n])
     return Room(count, exposure, spendable)
 
-# %% ../nbs/09a_plan.ipynb #cfde35b8
+# %% ../nbs/09a_plan.ipynb #ddd50a3b
 @kernel
 def best_candidate(
     market: Market,
@@ -223,7 +223,7 @@ def weakest_holding(
             weakest = n
     return weakest
 
-# %% ../nbs/09a_plan.ipynb #287874fe
+# %% ../nbs/09a_plan.ipynb #a980309e
 @kernel
 def swap_for(
     n: int,  # the newcomer
@@ -244,7 +244,7 @@ def swap_for(
     fits = entry_limit(room.count - 1, room.exposure - freed, value, funds.equity, rules.risk) == Reason.NONE
     return weakest if fits and swap_pays(after_costs, market.predicted[weakest], rules.risk) else -1
 
-# %% ../nbs/09a_plan.ipynb #eb59da58
+# %% ../nbs/09a_plan.ipynb #a361a456
 @kernel
 def admit(
     n: int,  # the candidate
@@ -285,7 +285,7 @@ def admit(
         return Room(count + 1, exposure + value, spendable - value * (1.0 + half_cost))
     return room
 
-# %% ../nbs/09a_plan.ipynb #f17e4da7
+# %% ../nbs/09a_plan.ipynb #02d69632
 @kernel
 def plan_orders(
     market: Market,
@@ -319,7 +319,7 @@ def plan(
     plan_orders(market, book, funds, rules, int(gate), orders)
     return orders
 
-# %% ../nbs/09a_plan.ipynb #b6d8fb33
+# %% ../nbs/09a_plan.ipynb #c881b97c
 @kernel
 def recheck_entries(
     market: Market,

@@ -8,7 +8,7 @@ __all__ = ['SCHEMA', 'Scores', 'NO_RECIPE', 'TOLD', 'null_for_nan', 'ModelCard',
            'is_sound', 'load_member', 'load_model', 'save_model', 'model_folders', 'examine', 'list_models',
            'damaged_models', 'check_serves', 'expiry']
 
-# %% ../nbs/07c_registry.ipynb #00626d63
+# %% ../nbs/07c_registry.ipynb #7484bc21
 import hashlib
 import json
 import os
@@ -31,7 +31,7 @@ from .models import KINDS, Ensemble, Member, complete_rows, feature_gain, librar
 from .sessions import sessions_apart
 from .settings import FeatureSettings, LabelSettings, ModelSettings
 
-# %% ../nbs/07c_registry.ipynb #5c533666
+# %% ../nbs/07c_registry.ipynb #36b16d73
 SCHEMA = 1  # of meta.json; grows when a field changes its meaning
 
 
@@ -47,7 +47,7 @@ def null_for_nan(
 
 Scores = Annotated[dict[str, dict[str, float | None]], BeforeValidator(null_for_nan)]
 
-# %% ../nbs/07c_registry.ipynb #0f7471fc
+# %% ../nbs/07c_registry.ipynb #c4dc670c
 class ModelCard(BaseModel):
     "What a model is, in the words of `meta.json`"
 
@@ -77,7 +77,7 @@ class ModelCard(BaseModel):
     libraries: dict[str, str]  # version by library
     files: dict[str, str] = {}  # sha256 by file name, given by `save_model`
 
-# %% ../nbs/07c_registry.ipynb #d7e43386
+# %% ../nbs/07c_registry.ipynb #1dd42466
 def card_for(
     ensemble: Ensemble,
     panel: Panel,  # what it was fitted on
@@ -106,7 +106,7 @@ def card_for(
         libraries={kind: library(kind).__version__ for kind in kinds if kind in ("lightgbm", "xgboost")},
     )  # fmt: skip
 
-# %% ../nbs/07c_registry.ipynb #518bc19f
+# %% ../nbs/07c_registry.ipynb #5571d600
 def digest(
     thing: Any,  # JSON-ready
     size: int = 6,  # bytes; twice as many digits
@@ -126,7 +126,7 @@ def recipe_id(card: ModelCard) -> str:  # 12 hexadecimal digits
     recipe["model"] = {key: value for key, value in recipe["model"].items() if key not in NO_RECIPE}
     return digest(recipe)
 
-# %% ../nbs/07c_registry.ipynb #63155b92
+# %% ../nbs/07c_registry.ipynb #58616f09
 TOLD = {"id", "as_of", "gain", "scores", "created_at", "created_for"}  # about a model, not part of it
 
 
@@ -135,7 +135,7 @@ def fit_id(card: ModelCard) -> str:  # 12 hexadecimal digits
     facts = card.model_dump(mode="json", exclude={*TOLD, "model", "feature", "label", "parameters"})
     return digest({**facts, "recipe": recipe_id(card)})
 
-# %% ../nbs/07c_registry.ipynb #c78d7240
+# %% ../nbs/07c_registry.ipynb #051fb685
 def sync_folder(
     folder: Path,
 ) -> None:
@@ -158,7 +158,7 @@ def write_synced(
         file.flush()
         os.fsync(file.fileno())
 
-# %% ../nbs/07c_registry.ipynb #24cc5ca3
+# %% ../nbs/07c_registry.ipynb #2d067836
 def member_files(
     ensemble: Ensemble,
 ) -> dict[str, bytes]:  # by file name
@@ -172,7 +172,7 @@ def meta_bytes(card: ModelCard) -> bytes:
     facts = card.model_dump(mode="json")
     return json.dumps({"seal": digest(facts, 16), "card": facts}, indent=1).encode()
 
-# %% ../nbs/07c_registry.ipynb #cd5f8a21
+# %% ../nbs/07c_registry.ipynb #bf23b232
 def publish(
     draft: Path,  # folder that does not exist yet, on the same disk as `target`
     target: Path,  # folder the world will see
@@ -188,7 +188,7 @@ def publish(
     draft.rename(target)
     sync_folder(target.parent)
 
-# %% ../nbs/07c_registry.ipynb #7773f5d2
+# %% ../nbs/07c_registry.ipynb #06d82528
 def read_meta(
     folder: Path,
 ) -> ModelCard:
@@ -209,7 +209,7 @@ def read_meta(
         raise ModelError(f"model {name}: the folder holds model {card.id}")
     return card
 
-# %% ../nbs/07c_registry.ipynb #8ebca5cc
+# %% ../nbs/07c_registry.ipynb #b10162a8
 def read_files(
     folder: Path,
     card: ModelCard,
@@ -225,7 +225,7 @@ def read_files(
             raise ModelError(f"model {card.id}: {name} was truncated or changed after it was saved")
     return contents
 
-# %% ../nbs/07c_registry.ipynb #0efc4402
+# %% ../nbs/07c_registry.ipynb #94c4286e
 def is_sound(
     folder: Path,
 ) -> bool:
@@ -236,7 +236,7 @@ def is_sound(
         return False
     return True
 
-# %% ../nbs/07c_registry.ipynb #ff368011
+# %% ../nbs/07c_registry.ipynb #e355831e
 def load_member(
     name: str,  # "lightgbm-42"
     contents: Mapping[str, bytes],  # by file name
@@ -250,7 +250,7 @@ def load_member(
     except Exception as error:
         raise ModelError(f"member {name}: {kind} cannot read its own file ({type(error).__name__})") from error
 
-# %% ../nbs/07c_registry.ipynb #6c568eaa
+# %% ../nbs/07c_registry.ipynb #ab13b625
 def load_model(
     models_dir: Path,
     model_id: str,
@@ -263,7 +263,7 @@ def load_model(
     contents = read_files(folder, card)
     return Ensemble(tuple(load_member(name, contents) for name in card.members), card.features), card
 
-# %% ../nbs/07c_registry.ipynb #b2d085dd
+# %% ../nbs/07c_registry.ipynb #119b8f76
 def save_model(
     ensemble: Ensemble,
     models_dir: Path,
@@ -287,7 +287,7 @@ def save_model(
     load_model(models_dir, named.id)
     return named.id
 
-# %% ../nbs/07c_registry.ipynb #6f756a66
+# %% ../nbs/07c_registry.ipynb #a72ccb53
 def model_folders(
     models_dir: Path,
 ) -> list[Path]:
@@ -321,7 +321,7 @@ def damaged_models(models_dir: Path) -> dict[str, str]:  # what is wrong, by id
     "Model folders that would be refused, and why"
     return examine(models_dir)[1]
 
-# %% ../nbs/07c_registry.ipynb #72140c27
+# %% ../nbs/07c_registry.ipynb #c1631d7a
 def check_serves(
     card: ModelCard,
     source: str,
@@ -341,7 +341,7 @@ def check_serves(
         if found:
             raise ModelError(f"model {card.id} was trained on {what}")
 
-# %% ../nbs/07c_registry.ipynb #0543f92b
+# %% ../nbs/07c_registry.ipynb #dc1e1969
 def expiry(
     card: ModelCard,
     session: date,  # newest complete session

@@ -995,9 +995,12 @@ def spawn_run(
     account: str,  # "" for none
     now: Callable[[], datetime],  # aware UTC; must be picklable where the child is not forked
     progress: Progress | None = None,
+    engine: Engine | None = None,  # the caller's own open store; its connections are closed before the fork
     method: str = "fork" if sys.platform == "linux" else "spawn",  # of multiprocessing
 ) -> RunResult:
     "`run_notebook` in a child process; a child that dies is a failed run"
+    if engine is not None:
+        engine.dispose()
     context: Any = multiprocessing.get_context(method)
     receiver, sender = context.Pipe(duplex=False)
     arguments = {"notebook": notebook, "parameters": dict(parameters), "slot": slot, "account": account, "now": now}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gap', 'trainable_rows', 'period_of', 'Fold', 'check_sessions', 'walk_forward', 'fold_table']
 
-# %% ../nbs/06a_splits.ipynb #0b3a11f4
+# %% ../nbs/06a_splits.ipynb #887cd609
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 from .domain import InputError
 from .labels import purge
 
-# %% ../nbs/06a_splits.ipynb #19f6dc0d
+# %% ../nbs/06a_splits.ipynb #17843879
 def gap(
     horizon: int,  # sessions the label spans
     embargo: int,  # further sessions left out
@@ -24,7 +24,7 @@ def gap(
         raise InputError(f"embargo must be 0 or more sessions, was {embargo}")
     return purge(horizon) + embargo
 
-# %% ../nbs/06a_splits.ipynb #e0df9b96
+# %% ../nbs/06a_splits.ipynb #04c2e1d2
 def trainable_rows(
     rows: int,  # rows of history, the last one complete
     horizon: int,  # sessions
@@ -33,7 +33,7 @@ def trainable_rows(
     "Rows whose labels are known and old enough for a model that is to be used next"
     return max(rows - gap(horizon, embargo), 0)
 
-# %% ../nbs/06a_splits.ipynb #fd753024
+# %% ../nbs/06a_splits.ipynb #531a3831
 def period_of(
     sessions: np.ndarray,  # datetime64[D][T] in order
     refit: str,  # "weekly", "monthly" or "yearly"
@@ -47,7 +47,7 @@ def period_of(
         raise InputError(f"refit must be weekly, monthly or yearly, was {refit!r}")
     return days.astype(units[refit]).astype(np.int64)
 
-# %% ../nbs/06a_splits.ipynb #de35860e
+# %% ../nbs/06a_splits.ipynb #dd07ec10
 @dataclass(frozen=True)
 class Fold:
     "One fit and the stretch of sessions it answers for"
@@ -56,7 +56,7 @@ class Fold:
     test_start: int  # first row predicted
     test_stop: int  # row after the last row predicted
 
-# %% ../nbs/06a_splits.ipynb #eb9c0e30
+# %% ../nbs/06a_splits.ipynb #009f66b5
 def check_sessions(
     sessions: np.ndarray,  # datetime64[D][T]
 ) -> None:  # InputError when they are not strictly increasing
@@ -65,7 +65,7 @@ def check_sessions(
     if len(wrong):
         raise InputError(f"sessions must increase, but {sessions[wrong[0] + 1]} follows {sessions[wrong[0]]}")
 
-# %% ../nbs/06a_splits.ipynb #5031f9ea
+# %% ../nbs/06a_splits.ipynb #077f0d37
 def walk_forward(
     sessions: np.ndarray,  # datetime64[D][T] strictly increasing
     horizon: int,  # sessions the label spans
@@ -83,7 +83,7 @@ def walk_forward(
     stops = [*starts[1:], len(sessions)]
     return [Fold(start - width, start, stop) for start, stop in zip(starts, stops, strict=False)]
 
-# %% ../nbs/06a_splits.ipynb #9e02479e
+# %% ../nbs/06a_splits.ipynb #d0a831c5
 def fold_table(
     folds: list[Fold],  # from `walk_forward`
     sessions: np.ndarray,  # datetime64[D][T] the same sessions

@@ -14,10 +14,10 @@ from alpha_trader.features import (
     FEATURES,
     REGISTERED,
     FeatureState,
-    answers,
     feature,
     features,
     indicators,
+    shipped_features,
     volatility,
     walk_with_gaps,
 )
@@ -145,7 +145,7 @@ def test_blocks_threads_and_company_change_no_digit():
     np.testing.assert_array_equal(features(crowd, threads=1).values, expected)
     found = np.empty_like(expected)
     for start in range(0, 720, 45):
-        walk_with_gaps(adjusted(crowd), start, start + 45, False, 60, found)
+        walk_with_gaps(adjusted(crowd), start, start + 45, 60, found)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -198,7 +198,10 @@ def with_split(panel: Panel, row: int, ratio: float) -> Panel:
     return replace(panel, values=values, splits=splits, dividends=dividends)
 
 
-@pytest.mark.parametrize("change", [lambda p: restated(p, 7.0), lambda p: with_split(p, 90, 7.0)], ids=["scale", "split"])
+CHANGES = {"scale": lambda panel: restated(panel, 7.0), "split": lambda panel: with_split(panel, 90, 7.0)}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_shares_of_another_size_change_nothing(panel, change):
     "Prices × 1/7 and volume × 7, told for all history or as a recorded split"
     before, after = features(panel).values, features(change(panel)).values
@@ -249,7 +252,7 @@ def test_own_feature_and_wrong_names():
         assert chosen["day_of_week"][-1, 0] == panel.index[-1].dayofweek
         with pytest.raises(InputError, match="wrong_shape: answered with shape"):
             features(panel, ["wrong_shape"])
-        with pytest.raises(InputError, match="nonsense: unknown; known are shipped, sma_5.*day_of_week"):
+        with pytest.raises(InputError, match=r"nonsense: unknown; known are shipped, sma_5.*day_of_week"):
             features(panel, ["nonsense"])
     finally:
         REGISTERED.clear()
@@ -263,9 +266,9 @@ def test_prefix_invariance(panel):
         np.testing.assert_array_equal(features(panel.upto(day)).values, whole[: row + 1])
 
 
-def test_answers_fill_the_array_they_are_given():
+def test_features_fill_the_array_they_are_given():
     "The caller's array is the answer: nothing is copied"
     panel = eventful()
     out = np.empty((*panel.close.shape, len(FEATURES)), np.float32)
-    assert answers(panel, False, 60, out) is out
+    assert shipped_features(panel, 60, out) is out
     np.testing.assert_array_equal(out, features(panel).values)

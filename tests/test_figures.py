@@ -186,3 +186,21 @@ def test_figures_import_lightly() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_tables_forgive() -> None:
+    "A value that is not what its column's name says is written as Python would, and nothing is minus nothing"
+    frame = pd.DataFrame({"price": [430.1, "market", date(2013, 3, 1)], "pnl": [-0.0, None, "n/a"]}, dtype=object)
+    cells = re.findall(r">([^<>]*)</td>", Table(frame)._repr_html_())
+    assert cells == ["430.10", "-0.00", "market", "–", "2013-03-01", "n/a"]
+    assert re.findall(r">([^<>]*)</td>", Table(pd.DataFrame({"order": [-0.0, -323.0]}))._repr_html_()) == ["0", "-323"]
+
+
+def test_measures_have_their_own_kinds() -> None:
+    "Each row of a comparison is written as its measure; what is missing stays missing"
+    frame = pd.DataFrame(
+        {"measure": ["max_drawdown", "win_rate"], "ours": [-0.05215, 0.5401], "held": [-0.5781, np.nan]}
+    )
+    page = figures.measures_table(frame)._repr_html_()
+    assert re.findall(r">([^<>]*)</td>", page) == ["max drawdown", "-5.21%", "-57.81%", "win rate", "54.0%", "–"]
+    assert page.count("var(--loss") == 2

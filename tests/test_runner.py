@@ -397,6 +397,22 @@ def test_spawned_run(settings: Settings, store: Engine) -> None:
         spawn_run(settings, "sample", {"day": 1}, SLOT, "demo", NOW)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_no_connection_crosses_the_fork(settings: Settings, store: Engine) -> None:
+    "SQLite forbids it: the caller's connections are closed first, and the caller's store works afterwards"
+    count = (
+        "import os\nfrom pathlib import Path\n"
+        "links = [os.readlink(p) for p in Path('/proc/self/fd').iterdir() if p.is_symlink() and os.path.exists(p)]\n"
+        "sum(link.endswith('/alpha_trader.db') for link in links)"
+    )
+    cells = [new_code_cell("a: int = 1", metadata={"tags": ["parameters"]}), new_code_cell(count)]
+    nbformat.write(new_notebook(cells=cells), settings.root / "nbs" / "runs" / "count.ipynb")
+    assert rows(store) == []  # the caller has a connection open
+    result = spawn_run(settings, "count", {}, SLOT, "demo", NOW, engine=store)
+    assert [o.data["text/plain"] for o in outputs(result)] == ["1"]  # the child's own
+    assert len(rows(store)) == 1
+
+
 def test_spawned_run_is_killed(settings: Settings, store: Engine) -> None:
     "kill -9 in the middle: a failed run with a report, and the next one is attempt 2"
     result = spawn_run(settings, "dies", {}, SLOT, "demo", NOW)

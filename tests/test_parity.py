@@ -1,0 +1,56 @@
+"""Backtest and live path make the same orders, fills, cash and equity, to the cent"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from replay import SMALL, Lab, close, closes, fills, prepare, trade
+
+from alpha_trader.backtest import Backtest, fills_frame, run_backtest
+from alpha_trader.confidence import agreement, consensus
+from alpha_trader.features import features
+from alpha_trader.models import predict_panel
+from alpha_trader.pipeline import champion, load_bars
+from alpha_trader.registry import load_model
+
+SETTINGS = {
+    "shipped": {},
+    "closes": {"risk.stop_check": "close", "risk.max_positions": 2, "label.horizon": 3, "risk.stop_loss": -0.02},
+    "fractional": {"risk.fractional": "true", "risk.cash": "t1", "risk.max_exposure": 0.2, "costs.half_spread": 0.002},
+}
+
+
+def backtest_of(lab: Lab) -> Backtest:
+    "The same sessions, walked by the kernel on the champion's predictions"
+    panel = load_bars(lab.settings)
+    row = champion(lab.settings, lab.engine, panel)
+    assert row is not None
+    model, _ = load_model(lab.settings.models_dir, row.id)
+    members = predict_panel(model, features(panel, lab.settings.features.names, lab.settings.features.min_history))
+    capital = float(lab.settings.broker.capital)
+    views = consensus(members), agreement(members)
+    return run_backtest(panel, *views, lab.settings, capital, lab.sessions[0], lab.sessions[-1])
+
+
+def compare(lab: Lab) -> int:
+    "Every fill and every close; answers the number of fills"
+    trade(lab, lab.sessions)
+    close(lab, lab.sessions[-1])
+    result = backtest_of(lab)
+    theirs = fills_frame(result)[["session", "symbol", "quantity", "price", "fee", "reason"]]
+    theirs = theirs[theirs["reason"] != "SPLIT_CASH"]  # live books a corporate action for it, not a fill
+    theirs = theirs.sort_values(["session", "symbol", "reason"], ignore_index=True)
+    ours = fills(lab)
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=True, check_dtype=False)
+    equity = closes(lab)
+    assert float(equity.iloc[0]) == float(lab.settings.broker.capital)
+    np.testing.assert_array_equal(equity.iloc[1:].to_numpy(), result.equity.to_numpy())
+    return len(ours)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_live_equals_backtest_on_the_sample(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    sessions = 250 if request.config.getoption("--slow") else 60
+    lab = prepare(tmp_path, SMALL | {"run.paper_sessions": sessions} | SETTINGS[name])
+    assert compare(lab) > 10
