@@ -7,7 +7,7 @@ __all__ = ['FEATURES', 'NEEDED', 'PanelFunction', 'REGISTERED', 'take_bar', 'bla
            'closed_up', 'spread_out', 'walk_with_gaps', 'blocks', 'has_events', 'adjusted_values', 'shipped_features',
            'indicators', 'FeatureSet', 'feature', 'expand', 'own_feature', 'features', 'FeatureState', 'volatility']
 
-# %% ../nbs/05_features.ipynb #65ea4088
+# %% ../nbs/05_features.ipynb #0f41d958
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +31,10 @@ from alpha_trader.indicators import (
 )
 from .kernels import kernel
 
-# %% ../nbs/05_features.ipynb #4cc66c25
+# %% ../nbs/05_features.ipynb #fc4cd4f9
 FEATURES = NAMES[:-2]  # the shipped set, in the order of the columns: all answers but the two raw bands
 
-# %% ../nbs/05_features.ipynb #1b4f6ced
+# %% ../nbs/05_features.ipynb #1896a805
 @kernel
 def take_bar(
     sheet: np.ndarray,  # float64[ROWS, n], changed
@@ -49,7 +49,7 @@ def take_bar(
         for column in range(newest.size):
             sheet[row, column] = newest[column]
 
-# %% ../nbs/05_features.ipynb #c90a99be
+# %% ../nbs/05_features.ipynb #c10c06f4
 NEEDED = tuple(WARM_UP[name] for name in NAMES)  # bars until the first answer, by row
 
 
@@ -64,7 +64,7 @@ def blank(
             for column in range(sheet.shape[1]):
                 sheet[row, column] = np.nan
 
-# %% ../nbs/05_features.ipynb #91f717d5
+# %% ../nbs/05_features.ipynb #0a41ae01
 @kernel
 def show(
     sheet: np.ndarray,  # float64[ROWS, n]
@@ -93,7 +93,7 @@ def next_row(
     blank(sheet, bar + 1 if bar + 1 >= min_history else 0)
     show(sheet, out)
 
-# %% ../nbs/05_features.ipynb #27342286
+# %% ../nbs/05_features.ipynb #b750eb26
 @kernel
 def walk(
     values: np.ndarray,  # float64[5, T, N] adjusted, every bar there
@@ -107,7 +107,7 @@ def walk(
     for time in range(values.shape[1]):
         next_row(sheet, time, values, time, start, min_history, out[time, start:stop])
 
-# %% ../nbs/05_features.ipynb #821c061b
+# %% ../nbs/05_features.ipynb #0b1026ff
 @kernel
 def has_gaps(
     close: np.ndarray,  # float64[T, N], NaN: no bar
@@ -122,7 +122,7 @@ def has_gaps(
             missing += row[column] != row[column]  # only NaN differs from itself
     return missing > 0
 
-# %% ../nbs/05_features.ipynb #f52b735d
+# %% ../nbs/05_features.ipynb #cbd779c0
 @kernel
 def closed_up(
     values: np.ndarray,  # float64[5, T, N], NaN: no bar
@@ -158,7 +158,7 @@ def spread_out(
                 out[time, start + column, name] = np.nan if missing else dense[seen[column], column, name]
             seen[column] += not missing
 
-# %% ../nbs/05_features.ipynb #abd2f89e
+# %% ../nbs/05_features.ipynb #731ed62c
 def walk_with_gaps(
     values: np.ndarray,  # float64[5, T, N] adjusted, NaN: no bar
     start: int,
@@ -175,7 +175,7 @@ def walk_with_gaps(
     walk(dense, 0, stop - start, min_history, found)
     spread_out(found, values[3], start, stop, out)
 
-# %% ../nbs/05_features.ipynb #4e0b7268
+# %% ../nbs/05_features.ipynb #dd0c911d
 def blocks(
     symbols: int,  # N
     threads: int,
@@ -189,7 +189,7 @@ def blocks(
     edges = np.linspace(0, symbols, max(count, 1) + 1).astype(int).tolist()
     return list(pairwise(edges))
 
-# %% ../nbs/05_features.ipynb #cb267ee7
+# %% ../nbs/05_features.ipynb #7d128d6c
 def has_events(panel: Panel) -> bool:
     "Whether there is anything to adjust for"
     return bool((panel.splits != 1.0).any() or (panel.dividends != 0.0).any())
@@ -217,7 +217,7 @@ def shipped_features(
             work.result()
     return out
 
-# %% ../nbs/05_features.ipynb #0cae5f77
+# %% ../nbs/05_features.ipynb #be2c199a
 def indicators(
     panel: Panel,
 ) -> dict[str, np.ndarray]:  # float64[T, N] by name; adjusted USD per share, ratios, or points
@@ -236,7 +236,7 @@ def indicators(
         table[:, rows, column] = levels[:, : len(rows), column]
     return dict(zip(NAMES, table, strict=True)) | {"bb_middle": table[NAMES.index("sma_20")]}
 
-# %% ../nbs/05_features.ipynb #fb9b713b
+# %% ../nbs/05_features.ipynb #34b3d8fe
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
     "What the models read"
@@ -247,7 +247,7 @@ class FeatureSet:
         "One feature"
         return self.values[:, :, self.names.index(name)]
 
-# %% ../nbs/05_features.ipynb #842742c4
+# %% ../nbs/05_features.ipynb #cb3fe003
 PanelFunction = Callable[[Panel], np.ndarray]  # Panel → [T, N]
 REGISTERED: dict[str, PanelFunction] = {}  # users' features by name
 
@@ -262,7 +262,7 @@ def feature(
     REGISTERED[name] = function
     return function
 
-# %% ../nbs/05_features.ipynb #699c415e
+# %% ../nbs/05_features.ipynb #98b9a7da
 def expand(
     names: Sequence[str],  # of features; "shipped": the whole shipped set
 ) -> tuple[str, ...]:  # each once, in the order asked for
@@ -275,7 +275,7 @@ def expand(
         raise InputError("features: at least one name is needed")
     return tuple(dict.fromkeys(wanted))
 
-# %% ../nbs/05_features.ipynb #2c74d815
+# %% ../nbs/05_features.ipynb #9a7f8fa3
 def own_feature(
     panel: Panel,
     name: str,  # as registered
@@ -288,7 +288,7 @@ def own_feature(
     traded = ~np.isnan(panel.close)
     return np.where(traded & (np.cumsum(traded, axis=0) >= min_history), values, np.nan)
 
-# %% ../nbs/05_features.ipynb #78c0d0f4
+# %% ../nbs/05_features.ipynb #0258fcab
 def features(
     panel: Panel,
     names: Sequence[str] = ("shipped",),  # shipped set, single names, own features
@@ -309,7 +309,7 @@ def features(
         values[:, :, column] = own_feature(panel, name, min_history) if is_own else shipped[:, :, FEATURES.index(name)]
     return FeatureSet(wanted, values)
 
-# %% ../nbs/05_features.ipynb #cb78fa88
+# %% ../nbs/05_features.ipynb #aea02e2b
 class FeatureState:
     "Memory of the shipped features between two bars"
 
@@ -331,7 +331,7 @@ class FeatureState:
         self.bars += 1
         return out
 
-# %% ../nbs/05_features.ipynb #7f3eb50f
+# %% ../nbs/05_features.ipynb #a8f1f0a7
 def volatility(
     panel: Panel,
     window: int = 20,  # returns, at least 2

@@ -11,21 +11,21 @@ __all__ = ['NAMES', 'SMA_5', 'SMA_20', 'SMA_60', 'EMA_12', 'EMA_26', 'MACD', 'MA
            'TWO', 'THREE', 'CLOSES', 'CLOSES_5', 'CLOSES_10', 'CLOSES_20', 'CLOSE_SPREADS_5', 'CLOSE_SPREADS_10',
            'RETURNS', 'RETURNS_5', 'RETURNS_10', 'RETURN_SPREADS_5', 'RETURN_SPREADS_10', 'GAINS', 'LOSSES', 'GAINS_7',
            'LOSSES_7', 'HIGHS', 'HIGHS_2', 'HIGHS_4', 'HIGHS_8', 'LOWS', 'LOWS_2', 'LOWS_4', 'LOWS_8', 'STOCHASTICS',
-           'VOLUMES', 'VOLUMES_5', 'VOLUMES_10', 'RINGS', 'ROWS', 'row_numbers', 'Ring', 'at', 'rings', 'keep', 'add',
-           'subtract', 'scale', 'divide', 'change', 'smooth', 'total_5', 'total_7', 'spread_5', 'join_spreads',
-           'deviation', 'higher', 'lower', 'new_sheet', 'simple_averages', 'band', 'place', 'bands',
+           'VOLUMES', 'VOLUMES_5', 'VOLUMES_10', 'RINGS', 'ROWS', 'COARSE', 'row_numbers', 'Ring', 'at', 'rings',
+           'keep', 'add', 'subtract', 'scale', 'divide', 'change', 'smooth', 'total_5', 'total_7', 'spread_5',
+           'join_spreads', 'deviation', 'higher', 'lower', 'new_sheet', 'simple_averages', 'band', 'place', 'bands',
            'exponential_averages', 'returns', 'volatility_20', 'moves', 'strength', 'relative_strength', 'extremes',
            'mean_3', 'stochastic', 'true_range', 'average_range', 'relative_volume', 'step', 'invert', 'rebase',
            'relative']
 
-# %% ../nbs/04e_indicators.ipynb #014e9e69
+# %% ../nbs/04e_indicators.ipynb #4ee32069
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .kernels import kernel
 
-# %% ../nbs/04e_indicators.ipynb #f8e90ecf
+# %% ../nbs/04e_indicators.ipynb #4961fe79
 def row_numbers(
     first: int,
     count: int,
@@ -33,7 +33,7 @@ def row_numbers(
     "Consecutive rows of the sheet"
     return list(np.arange(first, first + count))
 
-# %% ../nbs/04e_indicators.ipynb #989a0f7c
+# %% ../nbs/04e_indicators.ipynb #d32ffe89
 NAMES = (
     "sma_5", "sma_20", "sma_60", "ema_12", "ema_26", "macd", "macd_signal", "macd_diff",
     "rsi_14", "rsi_14_simple", "stoch_k", "stoch_d", "bb_width", "bb_pband", "price_vs_bb_upper", "price_vs_bb_lower",
@@ -47,7 +47,7 @@ NAMES = (
     SMA_CROSS_5_20, EMA_CROSS_12_26, MOMENTUM_SCORE, BB_UPPER, BB_LOWER,
 ) = row_numbers(0, len(NAMES))
 
-# %% ../nbs/04e_indicators.ipynb #a4c6165e
+# %% ../nbs/04e_indicators.ipynb #eca9ac48
 WARM_UP = dict(zip(NAMES, (
     5, 20, 60, 12, 26, 26, 34, 34,
     14, 15, 14, 16, 20, 20, 20, 20,
@@ -55,14 +55,14 @@ WARM_UP = dict(zip(NAMES, (
     20, 26, 10, 20, 20,
 ), strict=True))  # bars until the first answer
 
-# %% ../nbs/04e_indicators.ipynb #ee48122a
+# %% ../nbs/04e_indicators.ipynb #5b3a9c9c
 (
     HIGH, LOW, CLOSE, VOLUME,  # the newest bar
     EMA_12_MEMORY, EMA_26_MEMORY, SIGNAL_MEMORY, GAIN_MEMORY, LOSS_MEMORY, RANGE_MEMORY,
     ONE, TWO, THREE,  # scratch: valid within one small step
 ) = row_numbers(len(NAMES), 13)
 
-# %% ../nbs/04e_indicators.ipynb #af8dabfb
+# %% ../nbs/04e_indicators.ipynb #c1fb7aaa
 class Ring(NamedTuple):
     "Rows of the sheet that hold the newest bars of one quantity"
     first: int  # row
@@ -77,7 +77,7 @@ def at(
     "Where the ring keeps a bar"
     return ring.first + (bar & (ring.size - 1))
 
-# %% ../nbs/04e_indicators.ipynb #1818089f
+# %% ../nbs/04e_indicators.ipynb #f506ae9f
 def rings(
     first: int,  # row of the first ring
     sizes: tuple[int, ...],  # rows of each ring
@@ -86,7 +86,7 @@ def rings(
     starts = [first + sum(sizes[:number]) for number in range(len(sizes))]
     return [Ring(start, size) for start, size in zip(starts, sizes, strict=True)]
 
-# %% ../nbs/04e_indicators.ipynb #bd03c3cc
+# %% ../nbs/04e_indicators.ipynb #89a6a1c5
 (
     CLOSES, CLOSES_5, CLOSES_10, CLOSES_20, CLOSE_SPREADS_5, CLOSE_SPREADS_10,
     RETURNS, RETURNS_5, RETURNS_10, RETURN_SPREADS_5, RETURN_SPREADS_10,
@@ -96,7 +96,7 @@ def rings(
 ) = RINGS = rings(int(THREE) + 1, (32, 8, 16, 64, 8, 16) + (8, 8, 16, 8, 16) + (8,) * 4 + (2, 4, 8, 8) * 2 + (4,) + (8, 8, 16))
 ROWS = RINGS[-1].first + RINGS[-1].size  # height of the sheet
 
-# %% ../nbs/04e_indicators.ipynb #353f28e5
+# %% ../nbs/04e_indicators.ipynb #c7b0c133
 @kernel
 def keep(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -109,7 +109,7 @@ def keep(
     for column in range(sheet.shape[1]):
         sheet[out, column] = sheet[value, column]
 
-# %% ../nbs/04e_indicators.ipynb #d02eb0e7
+# %% ../nbs/04e_indicators.ipynb #ae22b853
 @kernel
 def add(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -133,7 +133,7 @@ def subtract(
     for column in range(sheet.shape[1]):
         sheet[out, column] = sheet[a, column] - sheet[b, column]
 
-
+# %% ../nbs/04e_indicators.ipynb #726066ff
 @kernel
 def scale(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -157,6 +157,9 @@ def divide(
     for column in range(sheet.shape[1]):
         sheet[out, column] = sheet[a, column] / sheet[b, column]
 
+# %% ../nbs/04e_indicators.ipynb #7a9e6ac3
+COARSE = 2.0**12  # a float64 near this size has steps of 2⁻⁴⁰
+
 
 @kernel
 def change(
@@ -165,11 +168,11 @@ def change(
     b: int,
     out: int,  # row of a / b − 1
 ) -> None:
-    "How far one row lies above another, as a fraction of it"
+    "How far one row lies above another, as a fraction of it, in steps of 2⁻⁴⁰"
     for column in range(sheet.shape[1]):
-        sheet[out, column] = sheet[a, column] / sheet[b, column] - 1
+        sheet[out, column] = (sheet[a, column] / sheet[b, column] + COARSE) - (COARSE + 1)
 
-# %% ../nbs/04e_indicators.ipynb #6432ef81
+# %% ../nbs/04e_indicators.ipynb #42574381
 @kernel
 def smooth(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -184,7 +187,7 @@ def smooth(
         sheet[memory, column] = newest
         sheet[out, column] = newest
 
-# %% ../nbs/04e_indicators.ipynb #ca078c72
+# %% ../nbs/04e_indicators.ipynb #4b8370a9
 @kernel
 def total_5(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -198,7 +201,7 @@ def total_5(
         pairs = (sheet[a, column] + sheet[b, column]) + (sheet[c, column] + sheet[d, column])
         sheet[out, column] = pairs + sheet[e, column]
 
-# %% ../nbs/04e_indicators.ipynb #b3d375a9
+# %% ../nbs/04e_indicators.ipynb #09c8b66c
 @kernel
 def total_7(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -213,7 +216,7 @@ def total_7(
         first = (sheet[a, column] + sheet[b, column]) + (sheet[c, column] + sheet[d, column])
         sheet[out, column] = first + ((sheet[e, column] + sheet[f, column]) + sheet[g, column])
 
-# %% ../nbs/04e_indicators.ipynb #57f582d6
+# %% ../nbs/04e_indicators.ipynb #f7eb4756
 @kernel
 def spread_5(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -230,7 +233,7 @@ def spread_5(
         total = (p + q) + (r + s)
         sheet[out, column] = (p * p + q * q) + (r * r + s * s) - total * total * 0.2
 
-# %% ../nbs/04e_indicators.ipynb #8d175262
+# %% ../nbs/04e_indicators.ipynb #a2f30417
 @kernel
 def join_spreads(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -247,7 +250,7 @@ def join_spreads(
         apart = sheet[total_now, column] - sheet[total_before, column]
         sheet[out, column] = (sheet[now, column] + sheet[before, column]) + apart * apart * weight
 
-# %% ../nbs/04e_indicators.ipynb #cdc0d0af
+# %% ../nbs/04e_indicators.ipynb #f9d2ffe0
 @kernel
 def deviation(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -260,7 +263,7 @@ def deviation(
     for column in range(sheet.shape[1]):
         sheet[out, column] = np.sqrt(sheet[spread, column] * weight)
 
-# %% ../nbs/04e_indicators.ipynb #b5aa15c0
+# %% ../nbs/04e_indicators.ipynb #65569c56
 @kernel
 def higher(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -284,7 +287,7 @@ def lower(
     for column in range(sheet.shape[1]):
         sheet[out, column] = min(sheet[a, column], sheet[b, column])
 
-# %% ../nbs/04e_indicators.ipynb #67dfad58
+# %% ../nbs/04e_indicators.ipynb #d553674c
 @kernel
 def new_sheet(
     symbols: int,  # N
@@ -292,7 +295,7 @@ def new_sheet(
     "An empty memory: no bar seen yet"
     return np.zeros((ROWS, symbols))
 
-# %% ../nbs/04e_indicators.ipynb #3e137588
+# %% ../nbs/04e_indicators.ipynb #adb88177
 @kernel
 def simple_averages(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -312,7 +315,7 @@ def simple_averages(
     change(sheet, CLOSE, THREE, MOMENTUM_SCORE)
     change(sheet, SMA_5, SMA_20, SMA_CROSS_5_20)
 
-# %% ../nbs/04e_indicators.ipynb #ff5b798a
+# %% ../nbs/04e_indicators.ipynb #ba90222f
 @kernel
 def band(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -340,7 +343,7 @@ def place(
         height = sheet[top, column] - sheet[bottom, column]
         sheet[out, column] = size * (sheet[value, column] - sheet[bottom, column]) / height
 
-# %% ../nbs/04e_indicators.ipynb #f0441df0
+# %% ../nbs/04e_indicators.ipynb #60b6cc90
 @kernel
 def bands(
     sheet: np.ndarray,  # float64[ROWS, N], changed; after `simple_averages`
@@ -360,7 +363,7 @@ def bands(
     change(sheet, CLOSE, BB_UPPER, PRICE_VS_BB_UPPER)
     change(sheet, CLOSE, BB_LOWER, PRICE_VS_BB_LOWER)
 
-# %% ../nbs/04e_indicators.ipynb #800acfed
+# %% ../nbs/04e_indicators.ipynb #453cdb27
 @kernel
 def exponential_averages(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -374,7 +377,7 @@ def exponential_averages(
     subtract(sheet, MACD, MACD_SIGNAL, MACD_DIFF)
     change(sheet, EMA_12, EMA_26, EMA_CROSS_12_26)
 
-# %% ../nbs/04e_indicators.ipynb #dc3fe484
+# %% ../nbs/04e_indicators.ipynb #426254fd
 @kernel
 def returns(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -385,7 +388,7 @@ def returns(
     change(sheet, CLOSE, at(CLOSES, bar - 5), RETURN_5D)
     change(sheet, CLOSE, at(CLOSES, bar - 20), RETURN_20D)
 
-# %% ../nbs/04e_indicators.ipynb #918244aa
+# %% ../nbs/04e_indicators.ipynb #98d9d459
 @kernel
 def volatility_20(
     sheet: np.ndarray,  # float64[ROWS, N], changed; after `returns`
@@ -403,7 +406,7 @@ def volatility_20(
     )
     deviation(sheet, ONE, 19.0, VOLATILITY_20D)
 
-# %% ../nbs/04e_indicators.ipynb #ad000797
+# %% ../nbs/04e_indicators.ipynb #da482a69
 @kernel
 def moves(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -431,7 +434,7 @@ def strength(
         up, down = sheet[gain, column], sheet[loss, column]
         sheet[out, column] = 100.0 if down == 0.0 else 100.0 * up / (up + down)
 
-# %% ../nbs/04e_indicators.ipynb #0e883d4d
+# %% ../nbs/04e_indicators.ipynb #1b6fdbc6
 @kernel
 def relative_strength(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -449,7 +452,7 @@ def relative_strength(
     add(sheet, loss_7, at(LOSSES_7, bar - 7), TWO)
     strength(sheet, ONE, TWO, RSI_14_SIMPLE)
 
-# %% ../nbs/04e_indicators.ipynb #fe4ddb65
+# %% ../nbs/04e_indicators.ipynb #f39af8d3
 @kernel
 def extremes(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -469,7 +472,7 @@ def extremes(
     lower(sheet, at(LOWS_4, bar), at(LOWS_4, bar - 4), at(LOWS_8, bar))
     lower(sheet, at(LOWS_8, bar), at(LOWS_8, bar - 6), lowest)
 
-# %% ../nbs/04e_indicators.ipynb #d16196fc
+# %% ../nbs/04e_indicators.ipynb #b83583f8
 @kernel
 def mean_3(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -494,7 +497,7 @@ def stochastic(
     keep(sheet, STOCH_K, STOCHASTICS, bar)
     mean_3(sheet, STOCHASTICS, bar, STOCH_D)
 
-# %% ../nbs/04e_indicators.ipynb #c7de93d1
+# %% ../nbs/04e_indicators.ipynb #6cfc332c
 @kernel
 def true_range(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -518,7 +521,7 @@ def average_range(
     true_range(sheet, HIGH, LOW, at(CLOSES, bar - 1) if bar > 0 else CLOSE, ONE)
     smooth(sheet, RANGE_MEMORY, ONE, 1 / min(bar + 1, 14), ATR_14)
 
-# %% ../nbs/04e_indicators.ipynb #0bdf6716
+# %% ../nbs/04e_indicators.ipynb #8bfcaedb
 @kernel
 def relative_volume(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -533,7 +536,7 @@ def relative_volume(
     scale(sheet, ONE, 1 / 20, TWO)
     divide(sheet, VOLUME, TWO, VOLUME_RATIO)
 
-# %% ../nbs/04e_indicators.ipynb #b282f960
+# %% ../nbs/04e_indicators.ipynb #0ef7d136
 @kernel
 def step(
     sheet: np.ndarray,  # float64[ROWS, N] with the newest bar in HIGH, LOW, CLOSE and VOLUME; changed
@@ -551,7 +554,7 @@ def step(
     average_range(sheet, bar)
     relative_volume(sheet, bar)
 
-# %% ../nbs/04e_indicators.ipynb #c7af2e70
+# %% ../nbs/04e_indicators.ipynb #704f4f11
 @kernel
 def invert(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -572,9 +575,10 @@ def rebase(
 ) -> None:
     "Divide a row by the close, in place"
     for column in range(sheet.shape[1]):
-        sheet[level, column] = sheet[level, column] * sheet[inverse, column] - offset
+        ratio = sheet[level, column] * sheet[inverse, column]
+        sheet[level, column] = (ratio + COARSE) - (COARSE + offset)
 
-# %% ../nbs/04e_indicators.ipynb #34e048e0
+# %% ../nbs/04e_indicators.ipynb #cb6c4695
 @kernel
 def relative(
     sheet: np.ndarray,  # float64[ROWS, N] after `step`; changed

@@ -6,7 +6,7 @@
 __all__ = ['RiskRules', 'risk_rules', 'position_share', 'shares_for', 'entry_limit', 'stop_due', 'target_due', 'target_quantity',
            'cooling_down', 'day_loss_breached', 'swap_pays', 'entry_blocks']
 
-# %% ../nbs/09_risk.ipynb #75248b64
+# %% ../nbs/09_risk.ipynb #b3960922
 import math
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from .kernels import kernel
 from .settings import RiskSettings
 from .signals import Reason
 
-# %% ../nbs/09_risk.ipynb #72045c73
+# %% ../nbs/09_risk.ipynb #1220cf27
 class RiskRules(NamedTuple):
     "The `[risk]` section as plain numbers for compiled code"
 
@@ -41,7 +41,7 @@ def risk_rules(risk: RiskSettings) -> RiskRules:
     numbers = [getattr(risk, name) for name in RiskRules._fields[:10]]
     return RiskRules(*numbers, risk.stop_check == "bar", risk.fractional, risk.cash == "t1")
 
-# %% ../nbs/09_risk.ipynb #ba168fdd
+# %% ../nbs/09_risk.ipynb #f6a8ce87
 @kernel
 def position_share(
     confidence: float,  # 0 to 1
@@ -54,7 +54,7 @@ def position_share(
     swing = max(volatility / rules.volatility_target, 1.0)
     return min(rules.max_position * confidence / swing, rules.max_position)
 
-# %% ../nbs/09_risk.ipynb #95ff9493
+# %% ../nbs/09_risk.ipynb #e8b0862f
 @kernel
 def shares_for(
     value: float,  # USD
@@ -65,7 +65,7 @@ def shares_for(
     grid = 1e6 if fractional else 1.0
     return math.floor(value / price * grid + 1e-9) / grid
 
-# %% ../nbs/09_risk.ipynb #3247d6c1
+# %% ../nbs/09_risk.ipynb #53a2dbcc
 @kernel
 def entry_limit(
     count: int,  # positions held or on order
@@ -81,7 +81,7 @@ def entry_limit(
         return Reason.MAX_EXPOSURE
     return Reason.NONE
 
-# %% ../nbs/09_risk.ipynb #6c7c7fa6
+# %% ../nbs/09_risk.ipynb #2c187e40
 @kernel
 def stop_due(
     price: float,  # USD per share now
@@ -101,7 +101,7 @@ def target_due(
     "Has the profit target been reached?"
     return price >= average_price * (1.0 + rules.take_profit)
 
-# %% ../nbs/09_risk.ipynb #3d792889
+# %% ../nbs/09_risk.ipynb #a2023f3f
 @kernel
 def target_quantity(
     quantity: float,  # shares held
@@ -111,7 +111,7 @@ def target_quantity(
     share = shares_for(quantity * rules.take_profit_share, 1.0, rules.fractional)
     return min(max(share, 1.0), quantity)
 
-# %% ../nbs/09_risk.ipynb #41148441
+# %% ../nbs/09_risk.ipynb #82cd3799
 @kernel
 def cooling_down(
     sessions_since_stop: int,  # 0 in the session of the stop; very large when there was none
@@ -120,7 +120,7 @@ def cooling_down(
     "Is it too early to come back?"
     return sessions_since_stop <= rules.cool_down
 
-# %% ../nbs/09_risk.ipynb #168459a5
+# %% ../nbs/09_risk.ipynb #10995e00
 @kernel
 def day_loss_breached(
     equity: float,  # USD now, or at the session's close
@@ -130,7 +130,7 @@ def day_loss_breached(
     "Has the day's loss limit been passed?"
     return equity < previous_close * (1.0 + rules.day_loss)
 
-# %% ../nbs/09_risk.ipynb #8faab6e0
+# %% ../nbs/09_risk.ipynb #2b510f43
 @kernel
 def swap_pays(
     newcomer: float,  # predicted return after the costs of getting in and out, fraction
@@ -142,7 +142,8 @@ def swap_pays(
         return False
     return holding < 0.0 or newcomer > rules.swap_premium * holding
 
-# %% ../nbs/09_risk.ipynb #dfd30bd5
+# %% ../nbs/09_risk.ipynb #cefd7fe4
+@kernel
 def entry_blocks(
     close: NDArray[np.float64],  # [T, N] raw closes, USD; NaN = no bar
     splits: NDArray[np.float64],  # [T, N] shares after per share before, 1.0 = none
@@ -151,10 +152,13 @@ def entry_blocks(
     "Which symbols must not be bought on the strength of their last bar"
     blocks = np.zeros(close.shape, dtype=np.int64)
     known = np.full(close.shape[1], np.nan)  # last known close, restated for splits
-    for t in range(len(close)):
-        known = known / splits[t]
-        with np.errstate(invalid="ignore"):
-            jumped = np.abs(close[t] / known - 1.0) > max_move
-        blocks[t] = np.where(np.isnan(close[t]), Reason.NO_DATA, np.where(jumped, Reason.JUMP, Reason.NONE))
-        known = np.where(np.isnan(close[t]), known, close[t])
+    for t in range(close.shape[0]):
+        for n in range(close.shape[1]):
+            known[n] /= splits[t, n]
+            if np.isnan(close[t, n]):
+                blocks[t, n] = Reason.NO_DATA
+                continue
+            if abs(close[t, n] / known[n] - 1.0) > max_move:
+                blocks[t, n] = Reason.JUMP
+            known[n] = close[t, n]
     return blocks

@@ -1,0 +1,45 @@
+"""A trading run killed at any moment, and run again: no order twice, none lost, our positions are the broker's"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import CHECKOUT
+from replay import SMALL, Lab, closes, fills, prepare, trade
+
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    root = tmp_path_factory.mktemp("kill")
+    shutil.copytree(CHECKOUT / "nbs" / "runs", root / "nbs" / "runs")
+    return prepare(root, SMALL | {"run.paper_sessions": KILLS + 12})
+
+
+def drive(lab: Lab, account: str, kills: int, seed: int = 1) -> list[dict]:
+    "Trade all sessions in real processes, killing the first `kills` of them"
+    command = [sys.executable, str(CHECKOUT / "tests" / "kill_driver.py"), str(lab.settings.root), account, str(seed), str(kills)]
+    environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'tests'}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_twenty_kills_change_nothing(lab: Lab) -> None:
+    """DA-2, DB-9: the broker's book has each of our orders once, and the account ends as if nothing had happened"""
+    *steps, last = drive(lab, "killed", KILLS)
+    assert last["kills"] == KILLS, "the killed runs must have been running"
+    for step in steps:
+        assert step["status"] == "succeeded", step
+        assert step["ours"] == step["theirs"], step
+        assert (step["twice"], step["lost"], step["strangers"], step["open_ended"]) == ([], [], 0, []), step
+    trade(lab, [day for day in lab.sessions if str(day) <= steps[-1]["session"]], "calm")
+    assert len(fills(lab, "calm")) > 10
+    pd.testing.assert_frame_equal(fills(lab, "killed"), fills(lab, "calm"))
+    pd.testing.assert_series_equal(closes(lab, "killed"), closes(lab, "calm"))
