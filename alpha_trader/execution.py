@@ -224,14 +224,15 @@ def adopt(
     if status is IntentStatus.CONFLICT and row.status is IntentStatus.DROPPED:
         return  # a person has decided about it
     late = row.status in (IntentStatus.DROPPED, IntentStatus.REJECTED) and status != row.status
+    doubled = late and not status.terminal and rival_of(db, row.noun()) is not None
     if status is IntentStatus.CONFLICT and row.status is not status:
         alarm(db, row.account, "conflict", row.symbol, wrong or f"{order.broker_id} was replaced at the broker", now, stop=True)
     elif late:
-        alarm(db, row.account, "late", row.symbol, f"{order.broker_id} is {order.status}, after {row.client_id} was {row.status}", now)
+        sentence = f"{order.broker_id} is {order.status}, after {row.client_id} was {row.status}"
+        alarm(db, row.account, "late", row.symbol, sentence, now, stop=doubled)
     row.broker_id, row.updated_at = order.broker_id, now
     row.error = wrong or order.reason
-    if not (late and not status.terminal and rival_of(db, row.noun())):
-        row.status = status
+    row.status = row.status if doubled else status
     db.flush()
 
 # %% ../nbs/12_execution.ipynb #aef2275f

@@ -7,7 +7,7 @@ __all__ = ['FEATURES', 'NEEDED', 'PanelFunction', 'REGISTERED', 'take_bar', 'bla
            'closed_up', 'spread_out', 'walk_with_gaps', 'blocks', 'has_events', 'adjusted_values', 'shipped_features',
            'indicators', 'FeatureSet', 'feature', 'expand', 'own_feature', 'features', 'FeatureState', 'volatility']
 
-# %% ../nbs/05_features.ipynb #0f41d958
+# %% ../nbs/05_features.ipynb #35345a8c
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,37 +19,39 @@ import numpy as np
 from .bars import Panel, adjusted
 from .domain import InputError
 from alpha_trader.indicators import (
-    CLOSE,
-    HIGH,
-    LOW,
+    CLOSES,
+    HIGHS,
+    LOWS,
     NAMES,
-    VOLUME,
+    VOLUMES,
     WARM_UP,
+    at,
     new_sheet,
     relative,
     step,
 )
 from .kernels import kernel
 
-# %% ../nbs/05_features.ipynb #fc4cd4f9
+# %% ../nbs/05_features.ipynb #10609574
 FEATURES = NAMES[:-2]  # the shipped set, in the order of the columns: all answers but the two raw bands
 
-# %% ../nbs/05_features.ipynb #1896a805
+# %% ../nbs/05_features.ipynb #33cdf506
 @kernel
 def take_bar(
     sheet: np.ndarray,  # float64[ROWS, n], changed
+    bar: int,  # number of the bar
     values: np.ndarray,  # float64[5, T, N] adjusted open, high, low, close, volume
     time: int,  # row of the panel
     start: int,  # column of the panel that is the sheet's first
 ) -> None:
-    "Copy the newest bar of some symbols onto the sheet"
+    "Copy the newest bar of some symbols into the rings of the sheet"
     stop = start + sheet.shape[1]
-    for row, field in ((HIGH, 1), (LOW, 2), (CLOSE, 3), (VOLUME, 4)):
-        newest = values[field, time, start:stop]
+    for ring, field in ((HIGHS, 1), (LOWS, 2), (CLOSES, 3), (VOLUMES, 4)):
+        row, newest = at(ring, bar), values[field, time, start:stop]
         for column in range(newest.size):
             sheet[row, column] = newest[column]
 
-# %% ../nbs/05_features.ipynb #c10c06f4
+# %% ../nbs/05_features.ipynb #16419b60
 NEEDED = tuple(WARM_UP[name] for name in NAMES)  # bars until the first answer, by row
 
 
@@ -64,7 +66,7 @@ def blank(
             for column in range(sheet.shape[1]):
                 sheet[row, column] = np.nan
 
-# %% ../nbs/05_features.ipynb #0a41ae01
+# %% ../nbs/05_features.ipynb #2496f650
 @kernel
 def show(
     sheet: np.ndarray,  # float64[ROWS, n]
@@ -87,13 +89,13 @@ def next_row(
     out: np.ndarray,  # float32[n, F], changed
 ) -> None:
     "Take in one bar and write the features after it"
-    take_bar(sheet, values, time, start)
+    take_bar(sheet, bar, values, time, start)
     step(sheet, bar)
-    relative(sheet)
+    relative(sheet, bar)
     blank(sheet, bar + 1 if bar + 1 >= min_history else 0)
     show(sheet, out)
 
-# %% ../nbs/05_features.ipynb #b750eb26
+# %% ../nbs/05_features.ipynb #b33d51d5
 @kernel
 def walk(
     values: np.ndarray,  # float64[5, T, N] adjusted, every bar there
@@ -107,7 +109,7 @@ def walk(
     for time in range(values.shape[1]):
         next_row(sheet, time, values, time, start, min_history, out[time, start:stop])
 
-# %% ../nbs/05_features.ipynb #0b1026ff
+# %% ../nbs/05_features.ipynb #82675ce6
 @kernel
 def has_gaps(
     close: np.ndarray,  # float64[T, N], NaN: no bar
@@ -122,7 +124,7 @@ def has_gaps(
             missing += row[column] != row[column]  # only NaN differs from itself
     return missing > 0
 
-# %% ../nbs/05_features.ipynb #cbd779c0
+# %% ../nbs/05_features.ipynb #64761ff3
 @kernel
 def closed_up(
     values: np.ndarray,  # float64[5, T, N], NaN: no bar
@@ -158,7 +160,7 @@ def spread_out(
                 out[time, start + column, name] = np.nan if missing else dense[seen[column], column, name]
             seen[column] += not missing
 
-# %% ../nbs/05_features.ipynb #731ed62c
+# %% ../nbs/05_features.ipynb #51258547
 def walk_with_gaps(
     values: np.ndarray,  # float64[5, T, N] adjusted, NaN: no bar
     start: int,
@@ -175,7 +177,7 @@ def walk_with_gaps(
     walk(dense, 0, stop - start, min_history, found)
     spread_out(found, values[3], start, stop, out)
 
-# %% ../nbs/05_features.ipynb #dd0c911d
+# %% ../nbs/05_features.ipynb #5ca25d16
 def blocks(
     symbols: int,  # N
     threads: int,
@@ -189,7 +191,7 @@ def blocks(
     edges = np.linspace(0, symbols, max(count, 1) + 1).astype(int).tolist()
     return list(pairwise(edges))
 
-# %% ../nbs/05_features.ipynb #7d128d6c
+# %% ../nbs/05_features.ipynb #996b8f04
 def has_events(panel: Panel) -> bool:
     "Whether there is anything to adjust for"
     return bool((panel.splits != 1.0).any() or (panel.dividends != 0.0).any())
@@ -217,7 +219,7 @@ def shipped_features(
             work.result()
     return out
 
-# %% ../nbs/05_features.ipynb #be2c199a
+# %% ../nbs/05_features.ipynb #78596fa9
 def indicators(
     panel: Panel,
 ) -> dict[str, np.ndarray]:  # float64[T, N] by name; adjusted USD per share, ratios, or points
@@ -226,7 +228,7 @@ def indicators(
     dense, sheet = closed_up(adjusted_values(panel), 0, symbols), new_sheet(symbols)
     levels = np.empty((len(NAMES), sessions, symbols))
     for bar in range(sessions):
-        take_bar(sheet, dense, bar, 0)
+        take_bar(sheet, bar, dense, bar, 0)
         step(sheet, bar)
         blank(sheet, bar + 1)
         levels[:, bar] = sheet[: len(NAMES)]
@@ -236,7 +238,7 @@ def indicators(
         table[:, rows, column] = levels[:, : len(rows), column]
     return dict(zip(NAMES, table, strict=True)) | {"bb_middle": table[NAMES.index("sma_20")]}
 
-# %% ../nbs/05_features.ipynb #34b3d8fe
+# %% ../nbs/05_features.ipynb #d3a1b6fb
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
     "What the models read"
@@ -247,7 +249,7 @@ class FeatureSet:
         "One feature"
         return self.values[:, :, self.names.index(name)]
 
-# %% ../nbs/05_features.ipynb #cb3fe003
+# %% ../nbs/05_features.ipynb #f1890d18
 PanelFunction = Callable[[Panel], np.ndarray]  # Panel → [T, N]
 REGISTERED: dict[str, PanelFunction] = {}  # users' features by name
 
@@ -262,7 +264,7 @@ def feature(
     REGISTERED[name] = function
     return function
 
-# %% ../nbs/05_features.ipynb #98b9a7da
+# %% ../nbs/05_features.ipynb #4858172f
 def expand(
     names: Sequence[str],  # of features; "shipped": the whole shipped set
 ) -> tuple[str, ...]:  # each once, in the order asked for
@@ -275,7 +277,7 @@ def expand(
         raise InputError("features: at least one name is needed")
     return tuple(dict.fromkeys(wanted))
 
-# %% ../nbs/05_features.ipynb #9a7f8fa3
+# %% ../nbs/05_features.ipynb #b9e0731c
 def own_feature(
     panel: Panel,
     name: str,  # as registered
@@ -288,7 +290,7 @@ def own_feature(
     traded = ~np.isnan(panel.close)
     return np.where(traded & (np.cumsum(traded, axis=0) >= min_history), values, np.nan)
 
-# %% ../nbs/05_features.ipynb #0258fcab
+# %% ../nbs/05_features.ipynb #96fdb714
 def features(
     panel: Panel,
     names: Sequence[str] = ("shipped",),  # shipped set, single names, own features
@@ -309,7 +311,7 @@ def features(
         values[:, :, column] = own_feature(panel, name, min_history) if is_own else shipped[:, :, FEATURES.index(name)]
     return FeatureSet(wanted, values)
 
-# %% ../nbs/05_features.ipynb #aea02e2b
+# %% ../nbs/05_features.ipynb #75ecf083
 class FeatureState:
     "Memory of the shipped features between two bars"
 
@@ -331,7 +333,7 @@ class FeatureState:
         self.bars += 1
         return out
 
-# %% ../nbs/05_features.ipynb #a8f1f0a7
+# %% ../nbs/05_features.ipynb #88dbbd43
 def volatility(
     panel: Panel,
     window: int = 20,  # returns, at least 2

@@ -6,26 +6,25 @@
 __all__ = ['NAMES', 'SMA_5', 'SMA_20', 'SMA_60', 'EMA_12', 'EMA_26', 'MACD', 'MACD_SIGNAL', 'MACD_DIFF', 'RSI_14',
            'RSI_14_SIMPLE', 'STOCH_K', 'STOCH_D', 'BB_WIDTH', 'BB_PBAND', 'PRICE_VS_BB_UPPER', 'PRICE_VS_BB_LOWER',
            'ATR_14', 'VOLUME_RATIO', 'RETURN_1D', 'RETURN_5D', 'RETURN_20D', 'VOLATILITY_20D', 'SMA_CROSS_5_20',
-           'EMA_CROSS_12_26', 'MOMENTUM_SCORE', 'BB_UPPER', 'BB_LOWER', 'WARM_UP', 'HIGH', 'LOW', 'CLOSE', 'VOLUME',
-           'EMA_12_MEMORY', 'EMA_26_MEMORY', 'SIGNAL_MEMORY', 'GAIN_MEMORY', 'LOSS_MEMORY', 'RANGE_MEMORY', 'ONE',
-           'TWO', 'THREE', 'CLOSES', 'CLOSES_5', 'CLOSES_10', 'CLOSES_20', 'CLOSE_SPREADS_5', 'CLOSE_SPREADS_10',
-           'RETURNS', 'RETURNS_5', 'RETURNS_10', 'RETURN_SPREADS_5', 'RETURN_SPREADS_10', 'GAINS', 'LOSSES', 'GAINS_7',
-           'LOSSES_7', 'HIGHS', 'HIGHS_2', 'HIGHS_4', 'HIGHS_8', 'LOWS', 'LOWS_2', 'LOWS_4', 'LOWS_8', 'STOCHASTICS',
-           'VOLUMES', 'VOLUMES_5', 'VOLUMES_10', 'RINGS', 'ROWS', 'COARSE', 'row_numbers', 'Ring', 'at', 'rings',
-           'keep', 'add', 'subtract', 'scale', 'divide', 'change', 'smooth', 'total_5', 'total_7', 'spread_5',
-           'join_spreads', 'deviation', 'higher', 'lower', 'new_sheet', 'simple_averages', 'band', 'place', 'bands',
-           'exponential_averages', 'returns', 'volatility_20', 'moves', 'strength', 'relative_strength', 'extremes',
-           'mean_3', 'stochastic', 'true_range', 'average_range', 'relative_volume', 'step', 'invert', 'rebase',
-           'relative']
+           'EMA_CROSS_12_26', 'MOMENTUM_SCORE', 'BB_UPPER', 'BB_LOWER', 'WARM_UP', 'EMA_12_MEMORY', 'EMA_26_MEMORY',
+           'SIGNAL_MEMORY', 'GAIN_MEMORY', 'LOSS_MEMORY', 'RANGE_MEMORY', 'ONE', 'TWO', 'THREE', 'CLOSES', 'CLOSES_5',
+           'CLOSES_10', 'CLOSES_20', 'CLOSE_SPREADS_5', 'CLOSE_SPREADS_10', 'RETURNS', 'RETURNS_5', 'RETURNS_10',
+           'RETURN_SPREADS_5', 'RETURN_SPREADS_10', 'GAINS', 'LOSSES', 'GAINS_7', 'LOSSES_7', 'HIGHS', 'HIGHS_2',
+           'HIGHS_4', 'HIGHS_8', 'LOWS', 'LOWS_2', 'LOWS_4', 'LOWS_8', 'STOCHASTICS', 'VOLUMES', 'VOLUMES_5',
+           'VOLUMES_10', 'RINGS', 'ROWS', 'COARSE', 'row_numbers', 'Ring', 'at', 'rings', 'keep', 'add', 'subtract',
+           'scale', 'divide', 'change', 'smooth', 'total_5', 'total_7', 'spread_5', 'join_spreads', 'deviation',
+           'higher', 'lower', 'new_sheet', 'simple_averages', 'band', 'place', 'bands', 'exponential_averages',
+           'returns', 'volatility_20', 'moves', 'strength', 'relative_strength', 'extremes', 'mean_3', 'stochastic',
+           'true_range', 'average_range', 'relative_volume', 'step', 'invert', 'rebase', 'relative']
 
-# %% ../nbs/04e_indicators.ipynb #4ee32069
+# %% ../nbs/04e_indicators.ipynb #083306b7
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .kernels import kernel
 
-# %% ../nbs/04e_indicators.ipynb #4961fe79
+# %% ../nbs/04e_indicators.ipynb #72fef6cc
 def row_numbers(
     first: int,
     count: int,
@@ -33,7 +32,7 @@ def row_numbers(
     "Consecutive rows of the sheet"
     return list(np.arange(first, first + count))
 
-# %% ../nbs/04e_indicators.ipynb #d32ffe89
+# %% ../nbs/04e_indicators.ipynb #f44daed8
 NAMES = (
     "sma_5", "sma_20", "sma_60", "ema_12", "ema_26", "macd", "macd_signal", "macd_diff",
     "rsi_14", "rsi_14_simple", "stoch_k", "stoch_d", "bb_width", "bb_pband", "price_vs_bb_upper", "price_vs_bb_lower",
@@ -47,7 +46,7 @@ NAMES = (
     SMA_CROSS_5_20, EMA_CROSS_12_26, MOMENTUM_SCORE, BB_UPPER, BB_LOWER,
 ) = row_numbers(0, len(NAMES))
 
-# %% ../nbs/04e_indicators.ipynb #eca9ac48
+# %% ../nbs/04e_indicators.ipynb #22b24b39
 WARM_UP = dict(zip(NAMES, (
     5, 20, 60, 12, 26, 26, 34, 34,
     14, 15, 14, 16, 20, 20, 20, 20,
@@ -55,14 +54,13 @@ WARM_UP = dict(zip(NAMES, (
     20, 26, 10, 20, 20,
 ), strict=True))  # bars until the first answer
 
-# %% ../nbs/04e_indicators.ipynb #5b3a9c9c
+# %% ../nbs/04e_indicators.ipynb #1514601e
 (
-    HIGH, LOW, CLOSE, VOLUME,  # the newest bar
     EMA_12_MEMORY, EMA_26_MEMORY, SIGNAL_MEMORY, GAIN_MEMORY, LOSS_MEMORY, RANGE_MEMORY,
     ONE, TWO, THREE,  # scratch: valid within one small step
-) = row_numbers(len(NAMES), 13)
+) = row_numbers(len(NAMES), 9)
 
-# %% ../nbs/04e_indicators.ipynb #c1fb7aaa
+# %% ../nbs/04e_indicators.ipynb #07c5c228
 class Ring(NamedTuple):
     "Rows of the sheet that hold the newest bars of one quantity"
     first: int  # row
@@ -77,7 +75,7 @@ def at(
     "Where the ring keeps a bar"
     return ring.first + (bar & (ring.size - 1))
 
-# %% ../nbs/04e_indicators.ipynb #f506ae9f
+# %% ../nbs/04e_indicators.ipynb #249a2e32
 def rings(
     first: int,  # row of the first ring
     sizes: tuple[int, ...],  # rows of each ring
@@ -86,7 +84,7 @@ def rings(
     starts = [first + sum(sizes[:number]) for number in range(len(sizes))]
     return [Ring(start, size) for start, size in zip(starts, sizes, strict=True)]
 
-# %% ../nbs/04e_indicators.ipynb #89a6a1c5
+# %% ../nbs/04e_indicators.ipynb #f04bd1e6
 (
     CLOSES, CLOSES_5, CLOSES_10, CLOSES_20, CLOSE_SPREADS_5, CLOSE_SPREADS_10,
     RETURNS, RETURNS_5, RETURNS_10, RETURN_SPREADS_5, RETURN_SPREADS_10,
@@ -96,7 +94,7 @@ def rings(
 ) = RINGS = rings(int(THREE) + 1, (32, 8, 16, 64, 8, 16) + (8, 8, 16, 8, 16) + (8,) * 4 + (2, 4, 8, 8) * 2 + (4,) + (8, 8, 16))
 ROWS = RINGS[-1].first + RINGS[-1].size  # height of the sheet
 
-# %% ../nbs/04e_indicators.ipynb #c7b0c133
+# %% ../nbs/04e_indicators.ipynb #7a6beeaa
 @kernel
 def keep(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -109,7 +107,7 @@ def keep(
     for column in range(sheet.shape[1]):
         sheet[out, column] = sheet[value, column]
 
-# %% ../nbs/04e_indicators.ipynb #ae22b853
+# %% ../nbs/04e_indicators.ipynb #604515c0
 @kernel
 def add(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -133,7 +131,7 @@ def subtract(
     for column in range(sheet.shape[1]):
         sheet[out, column] = sheet[a, column] - sheet[b, column]
 
-# %% ../nbs/04e_indicators.ipynb #726066ff
+# %% ../nbs/04e_indicators.ipynb #c3f8a54c
 @kernel
 def scale(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -157,7 +155,7 @@ def divide(
     for column in range(sheet.shape[1]):
         sheet[out, column] = sheet[a, column] / sheet[b, column]
 
-# %% ../nbs/04e_indicators.ipynb #7a9e6ac3
+# %% ../nbs/04e_indicators.ipynb #2182202e
 COARSE = 2.0**12  # a float64 near this size has steps of 2⁻⁴⁰
 
 
@@ -172,7 +170,7 @@ def change(
     for column in range(sheet.shape[1]):
         sheet[out, column] = (sheet[a, column] / sheet[b, column] + COARSE) - (COARSE + 1)
 
-# %% ../nbs/04e_indicators.ipynb #42574381
+# %% ../nbs/04e_indicators.ipynb #a1be2738
 @kernel
 def smooth(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -187,7 +185,7 @@ def smooth(
         sheet[memory, column] = newest
         sheet[out, column] = newest
 
-# %% ../nbs/04e_indicators.ipynb #4b8370a9
+# %% ../nbs/04e_indicators.ipynb #1f8c91c4
 @kernel
 def total_5(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -201,7 +199,7 @@ def total_5(
         pairs = (sheet[a, column] + sheet[b, column]) + (sheet[c, column] + sheet[d, column])
         sheet[out, column] = pairs + sheet[e, column]
 
-# %% ../nbs/04e_indicators.ipynb #09c8b66c
+# %% ../nbs/04e_indicators.ipynb #b23f62c9
 @kernel
 def total_7(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -216,7 +214,7 @@ def total_7(
         first = (sheet[a, column] + sheet[b, column]) + (sheet[c, column] + sheet[d, column])
         sheet[out, column] = first + ((sheet[e, column] + sheet[f, column]) + sheet[g, column])
 
-# %% ../nbs/04e_indicators.ipynb #f7eb4756
+# %% ../nbs/04e_indicators.ipynb #78adf2d8
 @kernel
 def spread_5(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -233,7 +231,7 @@ def spread_5(
         total = (p + q) + (r + s)
         sheet[out, column] = (p * p + q * q) + (r * r + s * s) - total * total * 0.2
 
-# %% ../nbs/04e_indicators.ipynb #a2f30417
+# %% ../nbs/04e_indicators.ipynb #46cca3aa
 @kernel
 def join_spreads(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -250,7 +248,7 @@ def join_spreads(
         apart = sheet[total_now, column] - sheet[total_before, column]
         sheet[out, column] = (sheet[now, column] + sheet[before, column]) + apart * apart * weight
 
-# %% ../nbs/04e_indicators.ipynb #f9d2ffe0
+# %% ../nbs/04e_indicators.ipynb #3831b2ea
 @kernel
 def deviation(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -263,7 +261,7 @@ def deviation(
     for column in range(sheet.shape[1]):
         sheet[out, column] = np.sqrt(sheet[spread, column] * weight)
 
-# %% ../nbs/04e_indicators.ipynb #65569c56
+# %% ../nbs/04e_indicators.ipynb #66239313
 @kernel
 def higher(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -287,7 +285,7 @@ def lower(
     for column in range(sheet.shape[1]):
         sheet[out, column] = min(sheet[a, column], sheet[b, column])
 
-# %% ../nbs/04e_indicators.ipynb #d553674c
+# %% ../nbs/04e_indicators.ipynb #9ae069f5
 @kernel
 def new_sheet(
     symbols: int,  # N
@@ -295,7 +293,7 @@ def new_sheet(
     "An empty memory: no bar seen yet"
     return np.zeros((ROWS, symbols))
 
-# %% ../nbs/04e_indicators.ipynb #adb88177
+# %% ../nbs/04e_indicators.ipynb #c2854013
 @kernel
 def simple_averages(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -312,10 +310,10 @@ def simple_averages(
     scale(sheet, twenty, 1 / 20, SMA_20)
     scale(sheet, TWO, 1 / 60, SMA_60)
     scale(sheet, ten, 1 / 10, THREE)
-    change(sheet, CLOSE, THREE, MOMENTUM_SCORE)
+    change(sheet, at(CLOSES, bar), THREE, MOMENTUM_SCORE)
     change(sheet, SMA_5, SMA_20, SMA_CROSS_5_20)
 
-# %% ../nbs/04e_indicators.ipynb #ba90222f
+# %% ../nbs/04e_indicators.ipynb #300baa5f
 @kernel
 def band(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -343,14 +341,14 @@ def place(
         height = sheet[top, column] - sheet[bottom, column]
         sheet[out, column] = size * (sheet[value, column] - sheet[bottom, column]) / height
 
-# %% ../nbs/04e_indicators.ipynb #60b6cc90
+# %% ../nbs/04e_indicators.ipynb #c8185e64
 @kernel
 def bands(
     sheet: np.ndarray,  # float64[ROWS, N], changed; after `simple_averages`
     bar: int,  # number of the newest bar
 ) -> None:
     "Bollinger bands of twenty closes and two deviations, and the close against them"
-    five, ten = at(CLOSE_SPREADS_5, bar), at(CLOSE_SPREADS_10, bar)
+    close, five, ten = at(CLOSES, bar), at(CLOSE_SPREADS_5, bar), at(CLOSE_SPREADS_10, bar)
     spread_5(sheet, CLOSES, bar, five)
     join_spreads(sheet, five, at(CLOSE_SPREADS_5, bar - 5), at(CLOSES_5, bar), at(CLOSES_5, bar - 5), 5.0, ten)
     join_spreads(sheet, ten, at(CLOSE_SPREADS_10, bar - 10), at(CLOSES_10, bar), at(CLOSES_10, bar - 10), 10.0, ONE)
@@ -359,36 +357,38 @@ def bands(
     band(sheet, SMA_20, TWO, -2.0, BB_LOWER)
     scale(sheet, TWO, 4.0, THREE)
     divide(sheet, THREE, SMA_20, BB_WIDTH)
-    place(sheet, CLOSE, BB_LOWER, BB_UPPER, 1.0, BB_PBAND)
-    change(sheet, CLOSE, BB_UPPER, PRICE_VS_BB_UPPER)
-    change(sheet, CLOSE, BB_LOWER, PRICE_VS_BB_LOWER)
+    place(sheet, close, BB_LOWER, BB_UPPER, 1.0, BB_PBAND)
+    change(sheet, close, BB_UPPER, PRICE_VS_BB_UPPER)
+    change(sheet, close, BB_LOWER, PRICE_VS_BB_LOWER)
 
-# %% ../nbs/04e_indicators.ipynb #453cdb27
+# %% ../nbs/04e_indicators.ipynb #7cdb164c
 @kernel
 def exponential_averages(
     sheet: np.ndarray,  # float64[ROWS, N], changed
     bar: int,  # number of the newest bar
 ) -> None:
     "Exponential averages of 12 and 26 closes, and MACD with its signal line of 9"
-    smooth(sheet, EMA_12_MEMORY, CLOSE, 2 / 13 if bar > 0 else 1.0, EMA_12)
-    smooth(sheet, EMA_26_MEMORY, CLOSE, 2 / 27 if bar > 0 else 1.0, EMA_26)
+    close = at(CLOSES, bar)
+    smooth(sheet, EMA_12_MEMORY, close, 2 / 13 if bar > 0 else 1.0, EMA_12)
+    smooth(sheet, EMA_26_MEMORY, close, 2 / 27 if bar > 0 else 1.0, EMA_26)
     subtract(sheet, EMA_12, EMA_26, MACD)
     smooth(sheet, SIGNAL_MEMORY, MACD, 2 / 10 if bar > 25 else 1.0, MACD_SIGNAL)
     subtract(sheet, MACD, MACD_SIGNAL, MACD_DIFF)
     change(sheet, EMA_12, EMA_26, EMA_CROSS_12_26)
 
-# %% ../nbs/04e_indicators.ipynb #426254fd
+# %% ../nbs/04e_indicators.ipynb #b4f65a8d
 @kernel
 def returns(
     sheet: np.ndarray,  # float64[ROWS, N], changed
     bar: int,  # number of the newest bar
 ) -> None:
     "Returns over 1, 5 and 20 bars"
-    change(sheet, CLOSE, at(CLOSES, bar - 1), RETURN_1D)
-    change(sheet, CLOSE, at(CLOSES, bar - 5), RETURN_5D)
-    change(sheet, CLOSE, at(CLOSES, bar - 20), RETURN_20D)
+    close = at(CLOSES, bar)
+    change(sheet, close, at(CLOSES, bar - 1), RETURN_1D)
+    change(sheet, close, at(CLOSES, bar - 5), RETURN_5D)
+    change(sheet, close, at(CLOSES, bar - 20), RETURN_20D)
 
-# %% ../nbs/04e_indicators.ipynb #98d9d459
+# %% ../nbs/04e_indicators.ipynb #a76d67fb
 @kernel
 def volatility_20(
     sheet: np.ndarray,  # float64[ROWS, N], changed; after `returns`
@@ -406,7 +406,7 @@ def volatility_20(
     )
     deviation(sheet, ONE, 19.0, VOLATILITY_20D)
 
-# %% ../nbs/04e_indicators.ipynb #da482a69
+# %% ../nbs/04e_indicators.ipynb #3c213885
 @kernel
 def moves(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -434,7 +434,7 @@ def strength(
         up, down = sheet[gain, column], sheet[loss, column]
         sheet[out, column] = 100.0 if down == 0.0 else 100.0 * up / (up + down)
 
-# %% ../nbs/04e_indicators.ipynb #1b6fdbc6
+# %% ../nbs/04e_indicators.ipynb #c65dbf54
 @kernel
 def relative_strength(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -442,7 +442,7 @@ def relative_strength(
 ) -> None:
     "RSI of fourteen bars, Wilder's and the simple one"
     gain, loss, gain_7, loss_7 = at(GAINS, bar), at(LOSSES, bar), at(GAINS_7, bar), at(LOSSES_7, bar)
-    moves(sheet, CLOSE, at(CLOSES, bar - 1) if bar > 0 else CLOSE, gain, loss)
+    moves(sheet, at(CLOSES, bar), at(CLOSES, max(bar - 1, 0)), gain, loss)
     smooth(sheet, GAIN_MEMORY, gain, 1 / 14, ONE)
     smooth(sheet, LOSS_MEMORY, loss, 1 / 14, TWO)
     strength(sheet, ONE, TWO, RSI_14)
@@ -452,7 +452,7 @@ def relative_strength(
     add(sheet, loss_7, at(LOSSES_7, bar - 7), TWO)
     strength(sheet, ONE, TWO, RSI_14_SIMPLE)
 
-# %% ../nbs/04e_indicators.ipynb #f39af8d3
+# %% ../nbs/04e_indicators.ipynb #0cae29ae
 @kernel
 def extremes(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -461,18 +461,16 @@ def extremes(
     lowest: int,  # row of the lowest low of fourteen bars
 ) -> None:
     "Range of fourteen bars, by doubling: 1, 2, 4, 8 and two overlapping eights"
-    keep(sheet, HIGH, HIGHS, bar)
-    higher(sheet, HIGH, at(HIGHS, bar - 1), at(HIGHS_2, bar))
+    higher(sheet, at(HIGHS, bar), at(HIGHS, bar - 1), at(HIGHS_2, bar))
     higher(sheet, at(HIGHS_2, bar), at(HIGHS_2, bar - 2), at(HIGHS_4, bar))
     higher(sheet, at(HIGHS_4, bar), at(HIGHS_4, bar - 4), at(HIGHS_8, bar))
     higher(sheet, at(HIGHS_8, bar), at(HIGHS_8, bar - 6), highest)
-    keep(sheet, LOW, LOWS, bar)
-    lower(sheet, LOW, at(LOWS, bar - 1), at(LOWS_2, bar))
+    lower(sheet, at(LOWS, bar), at(LOWS, bar - 1), at(LOWS_2, bar))
     lower(sheet, at(LOWS_2, bar), at(LOWS_2, bar - 2), at(LOWS_4, bar))
     lower(sheet, at(LOWS_4, bar), at(LOWS_4, bar - 4), at(LOWS_8, bar))
     lower(sheet, at(LOWS_8, bar), at(LOWS_8, bar - 6), lowest)
 
-# %% ../nbs/04e_indicators.ipynb #b83583f8
+# %% ../nbs/04e_indicators.ipynb #25efcfb5
 @kernel
 def mean_3(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -493,11 +491,11 @@ def stochastic(
 ) -> None:
     "Stochastic oscillator of fourteen bars and its mean of three"
     extremes(sheet, bar, ONE, TWO)
-    place(sheet, CLOSE, TWO, ONE, 100.0, STOCH_K)
+    place(sheet, at(CLOSES, bar), TWO, ONE, 100.0, STOCH_K)
     keep(sheet, STOCH_K, STOCHASTICS, bar)
     mean_3(sheet, STOCHASTICS, bar, STOCH_D)
 
-# %% ../nbs/04e_indicators.ipynb #6cfc332c
+# %% ../nbs/04e_indicators.ipynb #1a9f3a51
 @kernel
 def true_range(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -518,10 +516,10 @@ def average_range(
     bar: int,  # number of the newest bar
 ) -> None:
     "Average true range of fourteen bars, Wilder's"
-    true_range(sheet, HIGH, LOW, at(CLOSES, bar - 1) if bar > 0 else CLOSE, ONE)
+    true_range(sheet, at(HIGHS, bar), at(LOWS, bar), at(CLOSES, max(bar - 1, 0)), ONE)
     smooth(sheet, RANGE_MEMORY, ONE, 1 / min(bar + 1, 14), ATR_14)
 
-# %% ../nbs/04e_indicators.ipynb #8bfcaedb
+# %% ../nbs/04e_indicators.ipynb #fc958c03
 @kernel
 def relative_volume(
     sheet: np.ndarray,  # float64[ROWS, N], changed
@@ -529,21 +527,19 @@ def relative_volume(
 ) -> None:
     "Volume against its mean of twenty bars"
     five, ten = at(VOLUMES_5, bar), at(VOLUMES_10, bar)
-    keep(sheet, VOLUME, VOLUMES, bar)
     total_5(sheet, VOLUMES, bar, five)
     add(sheet, five, at(VOLUMES_5, bar - 5), ten)
     add(sheet, ten, at(VOLUMES_10, bar - 10), ONE)
     scale(sheet, ONE, 1 / 20, TWO)
-    divide(sheet, VOLUME, TWO, VOLUME_RATIO)
+    divide(sheet, at(VOLUMES, bar), TWO, VOLUME_RATIO)
 
-# %% ../nbs/04e_indicators.ipynb #0ef7d136
+# %% ../nbs/04e_indicators.ipynb #faa12b88
 @kernel
 def step(
-    sheet: np.ndarray,  # float64[ROWS, N] with the newest bar in HIGH, LOW, CLOSE and VOLUME; changed
+    sheet: np.ndarray,  # float64[ROWS, N] with the newest bar in CLOSES, HIGHS, LOWS and VOLUMES; changed
     bar: int,  # number of that bar; 0 is the first one the sheet sees
 ) -> None:
     "Take in the newest bar: memory and the first `len(NAMES)` rows are up to date afterwards"
-    keep(sheet, CLOSE, CLOSES, bar)
     simple_averages(sheet, bar)
     bands(sheet, bar)
     exponential_averages(sheet, bar)
@@ -554,7 +550,7 @@ def step(
     average_range(sheet, bar)
     relative_volume(sheet, bar)
 
-# %% ../nbs/04e_indicators.ipynb #704f4f11
+# %% ../nbs/04e_indicators.ipynb #fc8dcce0
 @kernel
 def invert(
     sheet: np.ndarray,  # float64[rows, N], changed
@@ -578,13 +574,14 @@ def rebase(
         ratio = sheet[level, column] * sheet[inverse, column]
         sheet[level, column] = (ratio + COARSE) - (COARSE + offset)
 
-# %% ../nbs/04e_indicators.ipynb #cb6c4695
+# %% ../nbs/04e_indicators.ipynb #18ec9523
 @kernel
 def relative(
     sheet: np.ndarray,  # float64[ROWS, N] after `step`; changed
+    bar: int,  # number of the newest bar
 ) -> None:
     "Turn every row in dollars into a ratio; the memory keeps the dollars"
-    invert(sheet, CLOSE, ONE)
+    invert(sheet, at(CLOSES, bar), ONE)
     for level in (SMA_5, SMA_20, SMA_60, EMA_12, EMA_26):
         rebase(sheet, level, ONE, 1.0)
     for level in (MACD, MACD_SIGNAL, MACD_DIFF, ATR_14):

@@ -57,6 +57,7 @@ class Session:
     splits: dict[str, float] = field(default_factory=dict)  # shares after per share before, effective at the opening
     dividends: dict[str, float] = field(default_factory=dict)  # USD per share after the split, at the opening
     opinions: dict[str, Opinion] = field(default_factory=dict)  # formed from the bars before this session
+    closed: Reason = Reason.NONE  # what forbids every entry, such as `MODEL_EXPIRED`
 
 
 @dataclass(frozen=True)
@@ -117,13 +118,12 @@ class Journal:
     "Everything that happened to the account"
 
     fills: list[Fill] = field(default_factory=list)
-    fractions: list[tuple[int, str, float, float]] = field(default_factory=list)  # row, symbol, shares, USD
-    dividends: list[tuple[int, str, float]] = field(default_factory=list)  # row, symbol, USD
     reasons: dict[int, dict[str, Reason]] = field(default_factory=dict)  # of the decision, by row and symbol
+    planned: dict[int, dict[str, float]] = field(default_factory=dict)  # shares to buy or sell, by row and symbol
     missed: dict[int, dict[str, Reason]] = field(default_factory=dict)  # planned but not done, and why
-    equity: dict[int, float] = field(default_factory=dict)  # USD at the close, by row
+    income: dict[int, float] = field(default_factory=dict)  # USD of dividends, by row
     cash: dict[int, float] = field(default_factory=dict)  # USD at the close, by row
-    shares: dict[int, dict[str, float]] = field(default_factory=dict)  # held at the close, by row
+    equity: dict[int, float] = field(default_factory=dict)  # USD at the close, by row
 
 
 def in_cents(
@@ -164,13 +164,14 @@ class Replay:
 
     # ------------------------------------------------------------------ what both clocks need
 
-    def value(self, symbol: str) -> float:
-        "USD the position is worth at the last known close"
-        return market_value(self.positions[symbol].shares, self.last_close[symbol])
-
     def equity(self) -> int:
-        "Cents: cash and what is held"
-        return self.cash + sum(in_cents(self.value(symbol)) for symbol in self.positions)
+        "Cents: cash, and each position to the cent"
+        held = self.positions.items()
+        return self.cash + sum(in_cents(market_value(one.shares, self.last_close[symbol])) for symbol, one in held)
+
+    def value(self, symbol: str) -> float:
+        "USD the position counts for in the limits"
+        return self.positions[symbol].shares * self.last_close[symbol]
 
     def cost(self, symbol: str) -> float:
         "Fraction of the price that a round trip costs"
@@ -204,7 +205,7 @@ class Replay:
 
     def open_session(self, row: int, session: Session) -> None:
         "Splits, then dividends; the cash of yesterday's sales has arrived"
-        for symbol, ratio in session.splits.items():
+        for symbol, ratio in sorted(session.splits.items()):
             if symbol in self.last_close:
                 self.last_close[symbol] = split_price(self.last_close[symbol], ratio)
             if symbol in self.positions:
@@ -212,17 +213,18 @@ class Replay:
                 position.shares, fraction = split_quantity(position.shares, ratio, self.rules.risk.fractional)
                 position.average = split_price(position.average, ratio)
                 if fraction > 0:
-                    paid = market_value(fraction, self.last_close[symbol])
-                    self.cash += in_cents(paid)
-                    self.journal.fractions.append((row, symbol, fraction, paid))
+                    price = self.last_close[symbol]
+                    self.cash += in_cents(market_value(fraction, price))
+                    self.journal.fills.append(Fill(row, symbol, -fraction, price, 0.0, Reason.SPLIT_CASH))
                 if position.shares <= 0:
                     del self.positions[symbol]
+        income = 0
         for symbol, dividend in session.dividends.items():
             if symbol in self.positions:
-                paid = dividend_cash(self.positions[symbol].shares, dividend)
-                self.cash += in_cents(paid)
-                self.journal.dividends.append((row, symbol, paid))
+                income += in_cents(dividend_cash(self.positions[symbol].shares, dividend))
+        self.cash += income
         self.settled = self.cash
+        self.journal.income[row] = income / 100
 
     # ------------------------------------------------------------------ 2. to 6. the decision
 
@@ -251,7 +253,7 @@ class Replay:
             return Reason.TAKE_PROFIT
         return Reason.HOLD
 
-    def flat_reason(self, row: int, symbol: str, opinion: Opinion, day_loss: bool) -> Reason:
+    def flat_reason(self, row: int, symbol: str, opinion: Opinion, gate: Reason) -> Reason:
         "Why a symbol that is not held is left alone; `ENTRY` when nothing speaks against it"
         risk, signals = self.rules.risk, self.rules.signals
         if symbol in self.blocked:
@@ -266,7 +268,7 @@ class Replay:
             return Reason.SELL_FLAT
         if symbol in self.last_stop and row - self.last_stop[symbol] <= risk.cool_down:
             return Reason.COOL_DOWN
-        return Reason.DAY_LOSS if day_loss else Reason.ENTRY
+        return gate or Reason.ENTRY
 
     def wanted_shares(self, symbol: str, opinion: Opinion, equity: float) -> float:
         "Shares the size of a position allows"
@@ -300,12 +302,12 @@ class Replay:
         "The one decision of a session, on bars up to the session before"
         opinions = session.opinions
         plan = Plan(equity=self.equity() / 100)
-        day_loss = self.day_loss()
+        gate = Reason.DAY_LOSS if self.day_loss() else session.closed
         candidates = []
         for symbol in self.symbols:
             opinion = opinions.get(symbol, UNKNOWN)
             if symbol not in self.positions:
-                reason = self.flat_reason(row, symbol, opinion, day_loss)
+                reason = self.flat_reason(row, symbol, opinion, gate)
                 if reason == Reason.ENTRY:
                     candidates.append(symbol)
             else:
@@ -330,7 +332,7 @@ class Replay:
             rest = self.positions[symbol].shares - sold
             if rest > 1e-9:
                 count += 1
-                exposure += market_value(rest, self.last_close[symbol])
+                exposure += rest * self.last_close[symbol]
             if margin:
                 spendable += sold * self.last_close[symbol] * (1.0 - self.cost(symbol) / 2)
 
@@ -342,7 +344,7 @@ class Replay:
             if shares <= 0:
                 plan.reasons[symbol] = Reason.TOO_SMALL
                 continue
-            value = market_value(shares, self.last_close[symbol])
+            value = shares * self.last_close[symbol]
             price_paid = value * (1.0 + self.cost(symbol) / 2)
             limit = self.blocking_limit(count, exposure, value, plan.equity)
             if limit is None:
@@ -473,14 +475,14 @@ class Replay:
         self.open_session(row, session)
         plan = self.decide(row, session)
         self.journal.reasons[row] = plan.reasons
+        self.journal.planned[row] = {symbol: -shares for symbol, shares in plan.sales.items()}
+        self.journal.planned[row].update((entry.symbol, entry.shares) for entry in plan.entries)
         self.fill_at_open(row, session, plan)
         if self.rules.risk.stop_check == "bar":
             self.guard(row, session)
         self.learn_closes(session)
         self.closing_equity.append(self.equity())
-        self.journal.equity[row] = self.closing_equity[-1] / 100
-        self.journal.cash[row] = self.cash / 100
-        self.journal.shares[row] = {symbol: position.shares for symbol, position in self.positions.items()}
+        self.journal.cash[row], self.journal.equity[row] = self.cash / 100, self.closing_equity[-1] / 100
 
 
 def replay(

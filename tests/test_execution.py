@@ -330,6 +330,54 @@ def test_a_request_that_arrives_after_it_was_given_up_is_not_overlooked(sim: Han
     assert seen.drift == {} and sim.position().quantity == 10
 
 
+def test_a_late_order_whose_place_was_taken_halts(puppet: Hand) -> None:
+    puppet.record(entry())
+    drop_intent(puppet.engine, entry().client_id, "given up", puppet.clock())
+    puppet.submit(next_attempt(puppet.engine, entry()))
+    puppet.broker.submit(entry())
+    puppet.reconcile()
+    assert puppet.status(entry()) is IntentStatus.DROPPED and puppet.alarms() == ["late"]
+    assert "late" in halted(puppet.engine, "demo")
+
+
+def test_a_conflict_that_a_person_has_dropped_stays_dropped(puppet: Hand) -> None:
+    puppet.record(entry())
+    puppet.broker.submit(entry(quantity=11))
+    puppet.reconcile()
+    assert puppet.status(entry()) is IntentStatus.CONFLICT
+    drop_intent(puppet.engine, entry().client_id, "cancelled by hand", puppet.clock())
+    puppet.broker.set("1", status=OrderStatus.CANCELED)
+    puppet.reconcile()
+    assert puppet.status(entry()) is IntentStatus.DROPPED and puppet.alarms() == ["conflict"]
+
+
+def test_fault_11_the_answer_to_a_process_that_lost_its_lease_is_left_to_the_next(sim: Hand) -> None:
+    def lose_lease(label: str) -> None:
+        if label == "settle":
+            acquire_lease(sim.engine, "demo", "other", os.getpid(), "here", START, LONG)
+
+    sim.record(entry())
+    with pytest.raises(LeaseHeld):
+        submit_intent(sim.engine, sim.broker, entry().client_id, sim.fence, sim.clock, lose_lease)
+    assert sim.status(entry()) is IntentStatus.SENDING
+    with pytest.raises(LeaseHeld):
+        poll_orders(sim.engine, sim.broker, "demo", [entry().client_id], *sim.acting, sim.clock())
+    sim.fence += 1
+    assert sim.reconcile().resolved[0].status is IntentStatus.FILLED and sim.broker.sent == 1
+
+
+def test_what_was_being_sent_when_its_process_died_is_unknown(sim: Hand) -> None:
+    class Deaf(SimBroker):
+        def find(self, intent: OrderIntent) -> BrokerOrder | None:
+            raise Ambiguous("timeout")
+
+    sim.record(entry())
+    claim(sim.engine, entry(), sim.fence, sim.clock())
+    sim.broker.__class__ = Deaf
+    assert sim.reconcile().resolved[0].status is IntentStatus.UNKNOWN
+    assert list(frozen(sim.engine, "demo")) == ["ACME"]
+
+
 class Puppet:
     "A broker in memory that does what the test says: partial fills, late and stale news"
 
@@ -551,6 +599,15 @@ def test_fault_24_without_names_one_lookalike_is_ours(nameless: Hand) -> None:
     nameless.broker.faults = FaultPlan(after_accept=fail(Ambiguous("timeout")))
     assert nameless.send(entry())[0].status is IntentStatus.FILLED
     assert nameless.broker.sent == 1 and nameless.position().quantity == 20
+
+
+def test_fault_24_without_names_an_order_of_ours_is_not_taken_for_another(nameless: Hand) -> None:
+    nameless.reconcile()
+    nameless.broker.faults = FaultPlan(before_accept=fail(Ambiguous("reset"), 1))
+    nameless.submit(entry())
+    twin = wish(Side.BUY, Purpose.CLOSE, "ACME", 10, 0)
+    assert nameless.send(twin)[0].status is IntentStatus.FILLED
+    assert nameless.resolve(entry()).status is IntentStatus.UNKNOWN
 
 
 def test_fault_24_without_names_two_lookalikes_are_a_conflict(nameless: Hand) -> None:

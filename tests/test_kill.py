@@ -19,7 +19,8 @@ KILLS = 20
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     root = tmp_path_factory.mktemp("kill")
     shutil.copytree(CHECKOUT / "nbs" / "runs", root / "nbs" / "runs")
-    return prepare(root, SMALL | {"run.paper_sessions": KILLS + 12})
+    busy = {"data.source": "synthetic", "data.synthetic_symbols": 10, "data.synthetic_sessions": 1100, "label.horizon": 2, "signals.buy": 0.0001, "signals.sell": -0.0001}
+    return prepare(root, SMALL | busy | {"signals.confidence": 0.2, "run.paper_sessions": KILLS + 12})
 
 
 def drive(lab: Lab, account: str, kills: int, seed: int = 1) -> list[dict]:
@@ -36,10 +37,10 @@ def test_twenty_kills_change_nothing(lab: Lab) -> None:
     *steps, last = drive(lab, "killed", KILLS)
     assert last["kills"] == KILLS, "the killed runs must have been running"
     for step in steps:
-        assert step["status"] == "succeeded", step
+        assert step["status"] in ("succeeded", "already"), step  # killed after its last word, it was done already
         assert step["ours"] == step["theirs"], step
         assert (step["twice"], step["lost"], step["strangers"], step["open_ended"]) == ([], [], 0, []), step
     trade(lab, [day for day in lab.sessions if str(day) <= steps[-1]["session"]], "calm")
-    assert len(fills(lab, "calm")) > 10
+    assert len(fills(lab, "calm")) > 40
     pd.testing.assert_frame_equal(fills(lab, "killed"), fills(lab, "calm"))
     pd.testing.assert_series_equal(closes(lab, "killed"), closes(lab, "calm"))

@@ -1,0 +1,394 @@
+"""The compiled plan and ledger agree with the plain-Python replay of `oracle.py` on random worlds, to the last digit
+
+A world is described by a `Blueprint`: few enough numbers for Hypothesis to shrink, each stock with a stream of random
+numbers of its own, so that leaving out a session or a stock leaves everything else as it was. What a failure prints is
+the blueprint: paste it under `CASES` and it is tried at every run.
+"""
+
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from oracle import Bar, Fill, Journal, Opinion, Rules, Session, replay
+
+from alpha_trader.backtest import Ledger, blank_ledger, forecast_of, opening_state, tape_of, walk
+from alpha_trader.bars import Panel
+from alpha_trader.fills import cost_rules
+from alpha_trader.plan import empty_orders, plan_rules
+from alpha_trader.sessions import open_index, sessions_between
+from alpha_trader.settings import SECTIONS, Settings
+from alpha_trader.signals import Reason
+
+DAYS = open_index(sessions_between(date(2020, 1, 2), date(2020, 12, 31)))
+CAPITAL = 100_000.0
+
+
+# ---------------------------------------------------------------------- worlds
+@dataclass(frozen=True)
+class Stock:
+    "One symbol of a world"
+
+    seed: int = 0
+    price: float = 25.0  # USD per share of its first close
+    swing: float = 0.02  # standard deviation of daily returns, fraction
+    steps: bool = False  # moves in whole steps of `swing`, so that limits are met exactly
+    listed: int = 0  # row of its first bar
+    gone: int = 10_000  # row after its last bar
+    gaps: float = 0.0  # share of sessions without a bar
+    volume: float = 1e6  # shares a session
+    eager: float = 0.5  # share of predictions above the threshold to buy
+    gloomy: float = 0.1  # share of predictions below the threshold to sell
+    silent: float = 0.0  # share of unknown predictions, confidences and volatilities
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    "A world, an account and its settings"
+
+    stocks: tuple[Stock, ...]
+    sessions: int
+    first: int = 1  # row of the first session traded
+    capital: float = CAPITAL  # USD
+    splits: tuple[tuple[int, int, float], ...] = ()  # row, stock, shares after per share before
+    dividends: tuple[tuple[int, int, float], ...] = ()  # row, stock, fraction of the last close
+    moves: tuple[tuple[int, int, float], ...] = ()  # row, stock, factor of the night before
+    gates: tuple[tuple[int, int], ...] = ()  # row, `Reason` against all entries in the next session
+    changed: tuple[tuple[str, Any], ...] = ()  # "section.key" and value, where not as shipped
+
+
+@dataclass(frozen=True)
+class World:
+    "What the compiled side is given"
+
+    panel: Panel
+    predicted: np.ndarray  # [T, N] known after the close of the row, as are the next two
+    confidence: np.ndarray
+    volatility: np.ndarray
+    gate: np.ndarray  # [T]
+    settings: Settings
+
+
+def on_tick(price: float) -> float:
+    "A price that can be quoted"
+    return max(round(price, 2), 0.01) if price >= 1.0 else max(round(price, 4), 0.0001)
+
+
+def moved(stock: Stock, draw: float) -> float:
+    "The factor of one move, from a standard normal draw"
+    return max(1.0 + stock.swing * (round(draw) if stock.steps else draw), 0.05)
+
+
+def history(
+    stock: Stock,
+    sessions: int,
+    splits: dict[int, float],  # row → shares after per share before
+    moves: dict[int, float],  # row → factor of the night before
+) -> np.ndarray:  # [5, T] open, high, low, close, volume; NaN = no bar
+    "The bars of one stock"
+    values, known = np.full((5, sessions), np.nan), stock.price
+    for row in range(sessions):
+        stream = random.Random(f"{stock.seed} bar {row}")
+        night, day, up, down = (stream.gauss(0, 1) for _ in range(4))
+        known = known / splits.get(row, 1.0)
+        traded = stock.listed <= row < stock.gone and stream.random() >= stock.gaps
+        opened = on_tick(known * moved(stock, night / 2) * moves.get(row, 1.0))
+        closed = on_tick(opened * moved(stock, day))
+        high = max(opened, closed, on_tick(opened * moved(stock, abs(up))))
+        low = min(opened, closed, on_tick(opened * moved(stock, -abs(down))))
+        if traded:
+            values[:, row] = opened, high, low, closed, round(stock.volume * stream.uniform(0.5, 1.5))
+        known = closed
+    return values
+
+
+def dividend(
+    closes: np.ndarray,  # of the sessions before
+    splits: np.ndarray,  # of the same sessions and this one
+    part: float,  # fraction of the last close
+) -> float:  # USD per share after the split of this session
+    "A dividend that the price can bear"
+    known = 1.0
+    for row, ratio in enumerate(splits):
+        known = known / ratio
+        if row < len(closes) and not np.isnan(closes[row]):
+            known = closes[row]
+    return math.floor(known * part * 1e6) / 1e6
+
+
+def opinions(
+    stock: Stock,
+    sessions: int,
+    buy: float,
+    sell: float,
+    confident: float,
+) -> np.ndarray:  # [3, T] predicted, confidence, volatility
+    "What is believed of one stock: often near the thresholds, sometimes exactly on them"
+    values = np.full((3, sessions), np.nan)
+    for row in range(sessions):
+        stream = random.Random(f"{stock.seed} opinion {row}")
+        kind = stream.random()
+        if kind < stock.eager:
+            predicted = stream.choice([buy * stream.uniform(1, 6), 2 * buy, 3 * buy])
+        elif kind < stock.eager + stock.gloomy:
+            predicted = sell * stream.uniform(1, 4)
+        else:
+            predicted = stream.choice([stream.uniform(sell, buy), 0.0, buy, sell])
+        confidence = stream.choice([0.95, 0.95, 0.9, 1.0, stream.uniform(confident, 1), confident, stream.random()])
+        swing = stream.choice([0.0, 0.01, 0.015, stream.uniform(0.01, 0.06)])
+        values[:, row] = [math.nan if stream.random() < stock.silent else it for it in (predicted, confidence, swing)]
+    return values
+
+
+def settings_of(blueprint: Blueprint) -> Settings:
+    "The shipped settings with the changes of a blueprint"
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in blueprint.changed:
+        section, _, key = name.partition(".")
+        changes.setdefault(section, {})[key] = value
+    return Settings(**{section: SECTIONS[section](**values) for section, values in changes.items()})
+
+
+def build(blueprint: Blueprint) -> World:
+    "The arrays a blueprint describes"
+    count, sessions = len(blueprint.stocks), blueprint.sessions
+    chosen = settings_of(blueprint)
+    splits, dividends = np.ones((sessions, count)), np.zeros((sessions, count))
+    for row, number, ratio in blueprint.splits:
+        splits[row, number] = ratio
+    values, beliefs = np.full((5, sessions, count), np.nan), np.full((3, sessions, count), np.nan)
+    for number, stock in enumerate(blueprint.stocks):
+        moves = {row: factor for row, whose, factor in blueprint.moves if whose == number}
+        values[:, :, number] = history(stock, sessions, dict(enumerate(splits[:, number])), moves)
+        signals = chosen.signals
+        beliefs[:, :, number] = opinions(stock, sessions, signals.buy, signals.sell, signals.confidence)
+    for row, number, part in blueprint.dividends:
+        dividends[row, number] = dividend(values[3, :row, number], splits[: row + 1, number], part)
+    gate = np.zeros(sessions, dtype=np.int64)
+    for row, reason in blueprint.gates:
+        gate[row] = reason
+    symbols = tuple(f"S{letter}" for letter in "ABCDEF"[:count])
+    panel = Panel(DAYS[:sessions], symbols, values, splits, dividends, "random", "oracle")
+    return World(panel, *beliefs, gate, chosen)
+
+
+# ---------------------------------------------------------------------- both sides
+def sessions_of(world: World) -> list[Session]:
+    "The world as the replay reads it: what is believed after a close is known in the next session"
+    panel, sessions = world.panel, []
+    for row in range(len(panel.index)):
+        columns = dict(enumerate(panel.symbols))
+        beliefs = (world.predicted, world.confidence, world.volatility)
+        sessions.append(
+            Session(
+                {
+                    symbol: Bar(*panel.values[:, row, n].tolist())
+                    for n, symbol in columns.items()
+                    if not np.isnan(panel.close[row, n])
+                },
+                {symbol: float(panel.splits[row, n]) for n, symbol in columns.items() if panel.splits[row, n] != 1.0},
+                {symbol: float(panel.dividends[row, n]) for n, symbol in columns.items() if panel.dividends[row, n]},
+                {symbol: Opinion(*(float(view[row - 1, n]) for view in beliefs)) for n, symbol in columns.items()},
+                Reason(world.gate[row - 1]),
+            )
+        )
+    return sessions
+
+
+def replayed(world: World, first: int, capital: float) -> Journal:
+    "The slow side"
+    chosen = world.settings
+    costs = cost_rules(chosen.costs)
+    rules = Rules(chosen.risk, chosen.signals, costs, chosen.label.horizon, chosen.data.max_move)
+    return replay(list(world.panel.symbols), sessions_of(world), rules, capital, first)
+
+
+def walked(world: World, first: int, capital: float) -> Ledger:
+    "The compiled side"
+    panel, chosen = world.panel, world.settings
+    rules, (sessions, count) = plan_rules(chosen), panel.close.shape
+    forecast = forecast_of(panel, world.predicted, world.confidence, chosen.data.max_move, world.gate)
+    forecast = forecast._replace(volatility=np.ascontiguousarray(world.volatility))
+    state, ledger = opening_state(count, capital), blank_ledger(sessions, count, rules.risk.max_positions)
+    costs, orders = cost_rules(chosen.costs), empty_orders(count)
+    walk(tape_of(panel), forecast, rules, costs, first, sessions, state, ledger, orders)
+    return ledger
+
+
+def journal_of(
+    ledger: Ledger,
+    symbols: tuple[str, ...],
+    first: int,
+    stop: int,
+) -> Journal:
+    "A ledger in the words of the replay"
+    journal, used = Journal(), int(ledger.used[0])
+    columns = (ledger.row, ledger.symbol, ledger.quantity, ledger.price, ledger.fee, ledger.reason)
+    for row, symbol, quantity, price, fee, reason in zip(*(each[:used].tolist() for each in columns), strict=True):
+        journal.fills.append(Fill(row, symbols[symbol], quantity, price, fee, Reason(reason)))
+    for row in range(first, stop):
+        journal.reasons[row] = {symbol: Reason(ledger.verdict[row, n]) for n, symbol in enumerate(symbols)}
+        planned = zip(symbols, ledger.planned[row].tolist(), strict=True)
+        journal.planned[row] = {symbol: shares for symbol, shares in planned if shares != 0.0}
+        journal.income[row] = round(float(ledger.income[row]), 2)  # a sum of whole cents
+        journal.cash[row], journal.equity[row] = float(ledger.cash[row]), float(ledger.equity[row])
+    return journal
+
+
+def first_difference(
+    ours: Journal,  # of the compiled side
+    theirs: Journal,  # of the replay
+    first: int,
+    stop: int,
+) -> str:  # empty when there is none
+    "The first session that went differently, and how"
+    for row in range(first, stop):
+        for name in ("reasons", "planned", "fills", "income", "cash", "equity"):
+            if name == "fills":
+                pair = [[fill for fill in journal.fills if fill.row == row] for journal in (ours, theirs)]
+            else:
+                pair = [getattr(journal, name)[row] for journal in (ours, theirs)]
+            if pair[0] != pair[1]:
+                return f"row {row}, {name}:\n  compiled {pair[0]}\n  replayed {pair[1]}"
+    return "" if ours.fills == theirs.fills else "the fills are not in the order of their sessions"
+
+
+def check(blueprint: Blueprint) -> Journal:  # of the replay
+    "Walk a world on both sides; every reason, plan, fill and balance is the same"
+    world, first, stop = build(blueprint), blueprint.first, blueprint.sessions
+    theirs = replayed(world, first, blueprint.capital)
+    ours = journal_of(walked(world, first, blueprint.capital), world.panel.symbols, first, stop)
+    difference = first_difference(ours, theirs, first, stop)
+    assert not difference, f"{difference}\n  in {blueprint}"
+    return theirs
+
+
+# ---------------------------------------------------------------------- random worlds
+CHOICES: dict[str, list[Any]] = {
+    "signals.buy": [0.005, 0.001, 0.02],
+    "signals.sell": [-0.005, -0.001, -0.02],
+    "signals.confidence": [0.7, 0.0, 0.5],
+    "risk.max_positions": [7, 1, 2, 3],
+    "risk.stop_loss": [-0.05, -0.01, -0.02, -0.2],
+    "risk.take_profit": [0.10, 0.01, 0.02, 0.05],
+    "risk.take_profit_share": [0.5, 0.1, 1 / 3, 1.0],
+    "risk.day_loss": [-0.02, -0.001, -0.005, -0.2],
+    "risk.volatility_target": [0.015, 0.005, 0.05],
+    "risk.swap_premium": [1.5, 1.0, 3.0],
+    "risk.cool_down": [3, 0, 1, 10],
+    "risk.stop_check": ["bar", "close"],
+    "risk.fractional": [False, True],
+    "risk.cash": ["margin", "t1"],
+    "costs.commission_rate": [0.001, 0.0, 0.01],
+    "costs.commission_per_share": [0.0, 0.005, 1.0],
+    "costs.half_spread": [0.0002, 0.0, 0.01],
+    "costs.slippage": [0.0001, 0.0, 0.005],
+    "costs.impact": [0.01, 0.0, 1.0],
+    "label.horizon": [5, 1, 2, 12],
+    "data.max_move": [0.25, 0.05, 1.0],
+}
+SIZES = [(0.10, 0.80), (0.30, 0.80), (0.20, 0.50), (0.30, 0.30), (0.60, 1.0), (1.0, 1.0)]  # of one, and of all
+COSTS = ("costs.commission_rate", "costs.commission_per_share", "costs.half_spread", "costs.slippage")
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> tuple[tuple[str, Any], ...]:
+    "Settings that differ from those shipped; costs are never zero"
+    chosen = {name: draw(st.sampled_from(values)) for name, values in CHOICES.items()}
+    chosen["risk.max_position"], chosen["risk.max_exposure"] = draw(st.sampled_from(SIZES))
+    if sum(chosen[name] for name in COSTS) == 0.0:
+        chosen["costs.commission_rate"] = 0.001
+    shipped = Settings()
+    places = {name: name.partition(".")[::2] for name in chosen}
+    now = {name: getattr(getattr(shipped, section), key) for name, (section, key) in places.items()}
+    return tuple((name, value) for name, value in chosen.items() if value != now[name])
+
+
+def stocks(
+    sessions: int,  # of the world
+) -> st.SearchStrategy[Stock]:
+    "Quiet and wild, cheap and dear, thin and liquid, listed late and gone early"
+    return st.builds(
+        Stock,
+        seed=st.integers(0, 9999),
+        price=st.sampled_from([25.0, 10.0, 100.0, 0.97, 0.03, 4000.0]),
+        swing=st.sampled_from([0.02, 0.05, 0.1, 0.005, 0.3]),
+        steps=st.booleans(),
+        listed=st.sampled_from([0, 0, 3, sessions // 2]),
+        gone=st.sampled_from([10_000, 10_000, sessions - 2, sessions // 2 + 3]),
+        gaps=st.sampled_from([0.0, 0.0, 0.1, 0.4]),
+        volume=st.sampled_from([1e6, 1e3, 10.0, 0.0]),
+        eager=st.sampled_from([0.5, 0.2, 0.8]),
+        gloomy=st.sampled_from([0.1, 0.0, 0.2]),
+        silent=st.sampled_from([0.0, 0.05, 0.3]),
+    )
+
+
+def events(
+    sessions: int,
+    count: int,  # of stocks
+    sizes: list[float],
+) -> st.SearchStrategy[tuple[tuple[int, int, float], ...]]:
+    "Up to eight events, at most one for a stock in a session"
+    one = st.tuples(st.integers(0, sessions - 1), st.integers(0, count - 1), st.sampled_from(sizes))
+    return st.lists(one, max_size=8, unique_by=lambda event: event[:2]).map(tuple)
+
+
+@st.composite
+def blueprints(draw: st.DrawFn, shortest: int = 15) -> Blueprint:
+    "Small worlds in which everything happens"
+    sessions = draw(st.integers(shortest, 60))
+    chosen = draw(st.lists(stocks(sessions), min_size=2, max_size=6))
+    count = len(chosen)
+    gates = st.tuples(
+        st.integers(0, sessions - 1), st.sampled_from([int(Reason.MODEL_EXPIRED), int(Reason.MODEL_MISSING)])
+    )
+    return Blueprint(
+        stocks=tuple(chosen),
+        sessions=sessions,
+        first=draw(st.sampled_from([1, 1, 2, sessions // 2])),
+        capital=draw(st.sampled_from([CAPITAL, 10_000.0, 1_000.0, 250.55, 37.0])),
+        splits=draw(events(sessions, count, [2.0, 1.5, 0.1, 3.0, 0.2, 20.0, 4 / 3])),
+        dividends=draw(events(sessions, count, [0.01, 0.002, 0.1, 0.5])),
+        moves=draw(events(sessions, count, [0.5, 2.0, 0.85, 1.2, 0.1])),
+        gates=draw(st.lists(gates, max_size=2, unique_by=lambda gate: gate[0]).map(tuple)),
+        changed=draw(changes()),
+    )
+
+
+def trials(
+    request: pytest.FixtureRequest,
+    few: int,
+    many: int,  # with --slow
+) -> settings:
+    "How Hypothesis is asked: always the same cases, nothing remembered on disk"
+    return settings(
+        max_examples=many if request.config.getoption("--slow") else few,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=(Phase.explicit, Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def test_the_compiled_plan_and_ledger_are_the_replay(request: pytest.FixtureRequest) -> None:
+    "Reasons, plans, fills, cash and equity of every session; and nearly every reason occurs"
+    seen: Counter[str] = Counter()
+
+    @trials(request, 150, 1000)
+    @given(blueprints())
+    def agree(blueprint: Blueprint) -> None:
+        journal = check(blueprint)
+        seen.update(f"decided {reason.name}" for each in journal.reasons.values() for reason in each.values())
+        seen.update(f"filled {fill.reason.name}" for fill in journal.fills)
+        seen.update(f"missed {reason.name}" for each in journal.missed.values() for reason in each.values())
+
+    agree()
+    print(sorted(seen.items(), key=lambda item: -item[1]))
