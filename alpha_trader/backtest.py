@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Tape', 'Forecast', 'tape_of', 'forecast_of', 'known_closes', 'State', 'opening_state', 'Ledger', 'blank_ledger',
            'book_fill', 'open_session', 'equity_of', 'entry_gate', 'decide', 'send_exits', 'send_entries', 'guard_bar',
-           'close_session', 'walk', 'Backtest', 'window', 'run_backtest', 'fills_frame', 'closed_positions',
+           'close_session', 'walk', 'Backtest', 'window', 'run_backtest', 'fills_frame', 'Episode', 'closed_positions',
            'split_ratios', 'reason_counts', 'buy_and_hold', 'shares_today', 'order_records', 'portfolio']
 
-# %% ../nbs/10_backtest.ipynb #f2053630
+# %% ../nbs/10_backtest.ipynb #1060c6e9
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -58,7 +59,7 @@ from .signals import REASON_TEXT, Reason
 if TYPE_CHECKING:
     import vectorbt
 
-# %% ../nbs/10_backtest.ipynb #5e7a97dd
+# %% ../nbs/10_backtest.ipynb #55398e31
 class Tape(NamedTuple):
     "What happened: raw prices and events, each [T, N]"
 
@@ -97,10 +98,10 @@ def forecast_of(
     "Predictions, together with what else a decision reads from the panel"
     blocks = entry_blocks(panel.close, panel.splits, max_move)
     gates = np.zeros(len(panel.index), dtype=np.int64) if gate is None else gate
-    sides = (np.ascontiguousarray(array, dtype=np.float64) for array in (predicted, confidence, volatility(panel)))
-    return Forecast(*sides, blocks, gates)
+    said, sure = (np.ascontiguousarray(array, dtype=np.float64) for array in (predicted, confidence))
+    return Forecast(said, sure, np.ascontiguousarray(volatility(panel)), blocks, gates)
 
-# %% ../nbs/10_backtest.ipynb #461a0cef
+# %% ../nbs/10_backtest.ipynb #fe61ede6
 @kernel
 def known_closes(
     close: Floats,  # [T, N] raw closes, USD; NaN = did not trade
@@ -116,7 +117,7 @@ def known_closes(
                 last[n] = close[t, n]
     return last
 
-# %% ../nbs/10_backtest.ipynb #558cb022
+# %% ../nbs/10_backtest.ipynb #52ea67b8
 class State(NamedTuple):
     "Everything the walk carries from session to session"
 
@@ -139,7 +140,7 @@ def opening_state(
         zeros, zeros.copy(), np.zeros(n, int), np.zeros(n, bool), never, np.full(n, np.nan), np.full(2, capital)
     )
 
-# %% ../nbs/10_backtest.ipynb #685a9ed9
+# %% ../nbs/10_backtest.ipynb #4d59e404
 class Ledger(NamedTuple):
     "What came of it"
 
@@ -171,7 +172,7 @@ def blank_ledger(
         nothing, nothing.copy(), real(sessions), whole(sessions, symbols), real(sessions, symbols),
     )  # fmt: skip
 
-# %% ../nbs/10_backtest.ipynb #0ff2a8ad
+# %% ../nbs/10_backtest.ipynb #5e7c8b8f
 @kernel
 def book_fill(
     row: int,
@@ -199,7 +200,7 @@ def book_fill(
     ledger.quantity[k], ledger.price[k], ledger.fee[k] = quantity, price, fee
     ledger.used[0] = k + 1
 
-# %% ../nbs/10_backtest.ipynb #eb1ac658
+# %% ../nbs/10_backtest.ipynb #f6671231
 @kernel
 def open_session(
     row: int,
@@ -225,7 +226,7 @@ def open_session(
             ledger.income[row] += paid
     state.money[1] = state.money[0]
 
-# %% ../nbs/10_backtest.ipynb #8345303c
+# %% ../nbs/10_backtest.ipynb #5d4dfbda
 @kernel
 def equity_of(state: State) -> float:
     "Cash and positions at their last known close, USD"
@@ -249,7 +250,7 @@ def entry_gate(
         return Reason.DAY_LOSS
     return forecast.gate[row - 1]
 
-# %% ../nbs/10_backtest.ipynb #75c26c4f
+# %% ../nbs/10_backtest.ipynb #6624e56b
 @kernel
 def decide(
     row: int,
@@ -280,7 +281,7 @@ def decide(
     ledger.verdict[row], ledger.planned[row] = orders.reason, orders.quantity
     return funds
 
-# %% ../nbs/10_backtest.ipynb #2a177e04
+# %% ../nbs/10_backtest.ipynb #830c0a05
 @kernel
 def send_exits(
     row: int,
@@ -326,7 +327,7 @@ def send_entries(
         if not sent:
             return
 
-# %% ../nbs/10_backtest.ipynb #0db6784b
+# %% ../nbs/10_backtest.ipynb #5ec6d81b
 @kernel
 def guard_bar(
     row: int,
@@ -354,7 +355,7 @@ def guard_bar(
                 price, fee = limit_fill(-sold, met, costs)
                 book_fill(row, n, -sold, price, fee, Reason.TAKE_PROFIT, state, ledger)
 
-# %% ../nbs/10_backtest.ipynb #21c0a2cc
+# %% ../nbs/10_backtest.ipynb #6238d4fb
 @kernel
 def close_session(
     row: int,
@@ -398,7 +399,7 @@ def walk(
             guard_bar(row, tape, rules, costs, state, ledger)
         close_session(row, tape, state, ledger)
 
-# %% ../nbs/10_backtest.ipynb #52e2cb72
+# %% ../nbs/10_backtest.ipynb #0c9cd657
 @dataclass(frozen=True)
 class Backtest:
     "One walk through history, and all that came of it"
@@ -463,7 +464,7 @@ def run_backtest(
     walk(tape_of(panel), forecast, rules, costs, first, stop, state, ledger, empty_orders(size))
     return Backtest(panel, first, stop, money, ledger)
 
-# %% ../nbs/10_backtest.ipynb #bcf57f39
+# %% ../nbs/10_backtest.ipynb #0222a242
 def fills_frame(result: Backtest) -> pd.DataFrame:  # one row a fill: session, symbol, quantity, price, fee, reason
     "Every fill of a backtest"
     k, ledger = int(result.ledger.used[0]), result.ledger
@@ -478,36 +479,53 @@ def fills_frame(result: Backtest) -> pd.DataFrame:  # one row a fill: session, s
     })
 
 
+@dataclass
+class Episode:
+    "A position from its first fill to its last"
+
+    entry: pd.Timestamp  # session
+    seen: pd.Timestamp  # session up to which splits are counted
+    held: float = 0.0  # shares
+    cost: float = 0.0  # USD paid for purchases
+    profit: float = 0.0  # USD, fees included
+
+    def book(self, fill: Mapping[Any, Any], splits: dict[pd.Timestamp, float]) -> bool:  # is it over?
+        "Add a fill, after the splits since the last one"
+        session = fill["session"]
+        for day, ratio in splits.items():
+            self.held *= ratio if self.seen < day <= session else 1.0
+        self.seen, self.held = session, self.held + fill["quantity"]
+        self.profit += fill["flow"]
+        self.cost += max(-fill["flow"], 0.0)
+        return abs(self.held) < 1e-6
+
+
 def closed_positions(
     fills: pd.DataFrame,  # as from `fills_frame`
-    ratios: dict[tuple[str, pd.Timestamp], float] | None = None,  # splits: (symbol, session) → shares after per before
-) -> pd.DataFrame:  # one row a position: symbol, entry, exit, sessions are dates; cost and profit in USD
+    splits: dict[str, dict[pd.Timestamp, float]] | None = None,  # as from `split_ratios`
+) -> pd.DataFrame:  # one row a position: symbol, sessions of entry and exit, cost and profit in USD, reason of the exit
     "What was opened and closed again, with its profit after costs"
-    rows, open_ones = [], {}
-    for fill in fills.itertuples(index=False):
-        mine = open_ones.setdefault(fill.symbol, {"held": 0.0, "cost": 0.0, "profit": 0.0, "entry": fill.session})
-        for (symbol, session), ratio in (ratios or {}).items():
-            if symbol == fill.symbol and mine["entry"] < session <= fill.session and session not in mine:
-                mine["held"], mine[session] = mine["held"] * ratio, True
-        mine["held"] += fill.quantity
-        mine["profit"] += fill.flow
-        mine["cost"] += max(-fill.flow, 0.0)
-        if abs(mine["held"]) < 1e-6:
-            rows.append((fill.symbol, mine["entry"], fill.session, mine["cost"], mine["profit"], fill.reason))
-            del open_ones[fill.symbol]
+    rows: list[tuple[Any, ...]] = []
+    episodes: dict[str, Episode] = {}
+    for fill in fills.to_dict("records"):
+        symbol, session = fill["symbol"], fill["session"]
+        mine = episodes.setdefault(symbol, Episode(session, session))
+        if mine.book(fill, (splits or {}).get(symbol, {})):
+            rows.append((symbol, mine.entry, session, mine.cost, mine.profit, fill["reason"]))
+            del episodes[symbol]
     frame = pd.DataFrame(rows, columns=["symbol", "entry", "exit", "cost", "profit", "reason"])
     return frame.assign(profit_rate=frame["profit"] / frame["cost"])
 
 
-def split_ratios(panel: Panel) -> dict[tuple[str, pd.Timestamp], float]:
-    "The recorded splits of a panel, by symbol and session"
-    rows, columns = np.nonzero(panel.splits != 1.0)
+def split_ratios(panel: Panel) -> dict[str, dict[pd.Timestamp, float]]:  # symbol → session → shares after per share before
+    "The recorded splits of a panel"
+    days = pd.DatetimeIndex(panel.sessions)
+    rows = {symbol: np.flatnonzero(panel.splits[:, n] != 1.0) for n, symbol in enumerate(panel.symbols)}
     return {
-        (panel.symbols[n], pd.Timestamp(panel.sessions[t])): float(panel.splits[t, n])
-        for t, n in zip(rows, columns, strict=True)
+        symbol: {days[int(t)]: float(panel.splits[t, n]) for t in rows[symbol]} for n, symbol in enumerate(panel.symbols)
     }
 
-# %% ../nbs/10_backtest.ipynb #dc913fa7
+# %% ../nbs/10_backtest.ipynb #37a99fdb
 def reason_counts(result: Backtest) -> pd.DataFrame:  # columns: reason, decisions, meaning
     "How many decisions ended with each reason"
     codes, counts = np.unique(result.ledger.verdict[result.first : result.stop], return_counts=True)
@@ -515,7 +533,7 @@ def reason_counts(result: Backtest) -> pd.DataFrame:  # columns: reason, decisio
     frame = pd.DataFrame(rows, columns=["reason", "decisions", "meaning"])
     return frame.sort_values("decisions", ascending=False, ignore_index=True)
 
-# %% ../nbs/10_backtest.ipynb #c8132db5
+# %% ../nbs/10_backtest.ipynb #cbd78948
 def buy_and_hold(
     panel: Panel,
     first: int,  # row of the session at whose open everything is bought
@@ -531,7 +549,7 @@ def buy_and_hold(
     growth = (closes / entry[listed]).mean(axis=1) if listed.any() else np.ones(stop - first)
     return pd.Series(capital * growth, index=pd.DatetimeIndex(panel.sessions[first:stop]), name="buy and hold")
 
-# %% ../nbs/10_backtest.ipynb #33a6fad2
+# %% ../nbs/10_backtest.ipynb #bd51818d
 def shares_today(
     panel: Panel,
     first: int,
@@ -562,7 +580,7 @@ def order_records(
     records["id"] = np.arange(k)
     return records
 
-# %% ../nbs/10_backtest.ipynb #c0c01269
+# %% ../nbs/10_backtest.ipynb #3793c318
 def portfolio(
     result: Backtest,
 ) -> "vectorbt.Portfolio":

@@ -6,7 +6,7 @@
 __all__ = ['ORDER_COLUMNS', 'frame_of', 'fills_of', 'orders_of', 'mean_price', 'account_fills', 'holdings_of', 'equity_of',
            'risk_events_of', 'decision_counts', 'decisions_of', 'accounts_of', 'runs_of', 'models_of']
 
-# %% ../nbs/12d_books.ipynb #d6ffcfbf
+# %% ../nbs/12d_books.ipynb #6f8eb960
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
@@ -32,7 +32,7 @@ from alpha_trader.store import (
     reading,
 )
 
-# %% ../nbs/12d_books.ipynb #ab5fffcc
+# %% ../nbs/12d_books.ipynb #8d7b9023
 def frame_of(
     rows: Sequence[Any],  # of one mapped class
     columns: Sequence[str],  # attributes of the class
@@ -40,7 +40,7 @@ def frame_of(
     "A table of some attributes of some rows"
     return pd.DataFrame([[getattr(row, name) for name in columns] for row in rows], columns=list(columns))
 
-# %% ../nbs/12d_books.ipynb #c6744e6b
+# %% ../nbs/12d_books.ipynb #66f6e440
 ORDER_COLUMNS = (
     "session", "symbol", "side", "purpose", "quantity", "order_type", "limit_price", "stop_price",
     "status", "reason", "error", "client_id", "broker_id", "attempt",
@@ -70,9 +70,8 @@ def orders_of(
     known = fills[fills["client_id"].notna()].groupby("client_id")
     price = {name: group["price"].iloc[0] if len(group) == 1 else mean_price(group) for name, group in known}
     shares = {name: sum(group["quantity"], Decimal(0)) for name, group in known}
-    table["filled"] = [shares.get(name, Decimal(0)) for name in table["client_id"]]
-    table["price"] = [price.get(name) for name in table["client_id"]]
-    return table
+    filled = pd.Series([shares.get(name, Decimal(0)) for name in table["client_id"]], dtype=object)
+    return table.assign(filled=filled, price=pd.Series([price.get(name) for name in table["client_id"]], dtype=object))
 
 
 def mean_price(fills: pd.DataFrame) -> Decimal:  # USD per share
@@ -80,7 +79,7 @@ def mean_price(fills: pd.DataFrame) -> Decimal:  # USD per share
     shares = sum(fills["quantity"], Decimal(0))
     return round(sum(fills["quantity"] * fills["price"], Decimal(0)) / shares, 6)
 
-# %% ../nbs/12d_books.ipynb #8785f809
+# %% ../nbs/12d_books.ipynb #1d27b913
 def account_fills(engine: Engine, account: str) -> pd.DataFrame:  # as `backtest.fills_frame` makes it
     "The fills of an account in the form of a backtest's"
     fills, orders = fills_of(engine, account), orders_of(engine, account, everything=True)
@@ -98,7 +97,7 @@ def account_fills(engine: Engine, account: str) -> pd.DataFrame:  # as `backtest
         "flow": [cash_flow(*fill) for fill in zip(quantity, price, fee, strict=True)],
     })
 
-# %% ../nbs/12d_books.ipynb #51740cc8
+# %% ../nbs/12d_books.ipynb #ea0df7cd
 def holdings_of(engine: Engine, account: str) -> pd.DataFrame:  # one row a symbol that is held
     "What our books say is held"
     with reading(engine) as db:
@@ -123,7 +122,7 @@ def risk_events_of(engine: Engine, account: str) -> pd.DataFrame:  # newest firs
         rows = db.scalars(query).all()
     return frame_of(rows, ("session", "at", "kind", "symbol", "details"))
 
-# %% ../nbs/12d_books.ipynb #432b1983
+# %% ../nbs/12d_books.ipynb #64503359
 def decision_counts(engine: Engine, account: str) -> dict[Reason, int]:  # most frequent first
     "How many decisions ended with each reason"
     count = func.count().label("n")
@@ -144,7 +143,7 @@ def decisions_of(
     table = frame_of(rows, ("session", "symbol", "quantity", "price", "rank", "code", "reason"))
     return table.assign(code=[Reason(code).name for code in table["code"]])
 
-# %% ../nbs/12d_books.ipynb #282c949b
+# %% ../nbs/12d_books.ipynb #2ade8644
 def accounts_of(engine: Engine) -> pd.DataFrame:  # oldest first
     "The accounts that were ever opened"
     with reading(engine) as db:

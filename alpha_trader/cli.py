@@ -8,7 +8,7 @@ __all__ = ['app', 'Json', 'ACCOUNT_RUNS', 'WRONG_INPUT', 'Workspace', 'utc_now',
            'summary', 'refusals', 'summary_text', 'start', 'use_fresh', 'known_symbol', 'plan', 'signal', 'bars',
            'price', 'positions', 'orders', 'runs', 'models', 'status', 'backtest', 'halt', 'resume', 'close', 'main']
 
-# %% ../nbs/19_cli.ipynb #acc6b7a9
+# %% ../nbs/19_cli.ipynb #620b8b2d
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -60,7 +60,7 @@ from .store import resume as resume_account
 if TYPE_CHECKING:
     from alpha_trader.runner import RunResult
 
-# %% ../nbs/19_cli.ipynb #730547ae
+# %% ../nbs/19_cli.ipynb #6e3b7623
 class Workspace:
     "The settings, and the store they name"
 
@@ -85,7 +85,7 @@ def utc_now() -> datetime:
     "The clock on the wall; the only place that reads it for the command line"
     return datetime.now(UTC)
 
-# %% ../nbs/19_cli.ipynb #4f969a60
+# %% ../nbs/19_cli.ipynb #7b76dd81
 def cell_text(value: Any) -> str:
     "One cell for a person"
     if value is None or value is pd.NaT or (isinstance(value, float) and pd.isna(value)):
@@ -123,7 +123,7 @@ def show_facts(facts: Mapping[str, Any], as_json: bool) -> None:
     for name, value in facts.items():
         typer.echo(f"{name.replace('_', ' '):<{width}}  {cell_text(value)}")
 
-# %% ../nbs/19_cli.ipynb #160353e0
+# %% ../nbs/19_cli.ipynb #9f2ef163
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Research, paper trading and reports from one workspace of notebooks.",
@@ -146,7 +146,7 @@ def session_asked(text: str) -> date:
     except ValueError:
         raise InputError(f"--as-of: found {text!r}, allowed: a date such as 2013-02-01") from None
 
-# %% ../nbs/19_cli.ipynb #d1c6991d
+# %% ../nbs/19_cli.ipynb #1ed875c3
 def work_by_hand(
     workspace: Workspace,
     notebook: str,
@@ -223,7 +223,7 @@ def run(
     if result.status == "failed":
         raise typer.Exit(1)
 
-# %% ../nbs/19_cli.ipynb #79fc7c60
+# %% ../nbs/19_cli.ipynb #a2f4c526
 def do_all(
     workspace: Workspace,
     works: list[Due],
@@ -249,7 +249,7 @@ def do_all(
                 break
     return results
 
-# %% ../nbs/19_cli.ipynb #1ad2d684
+# %% ../nbs/19_cli.ipynb #edb706fc
 def summary(workspace: Workspace) -> dict[str, Any]:
     "What was trained, what it was worth, what was traded and what was refused"
     settings, engine, account = workspace.settings, workspace.engine, workspace.account
@@ -278,7 +278,7 @@ def refusals(engine: Engine, account: str) -> dict[str, int]:  # reason → how 
     sold = {Reason.STOP_LOSS, Reason.TAKE_PROFIT, Reason.SELL_SIGNAL, Reason.HORIZON, Reason.SWAP_OUT}
     return {code.name: n for code, n in counted.items() if code not in quiet | sold}
 
-# %% ../nbs/19_cli.ipynb #b24204ca
+# %% ../nbs/19_cli.ipynb #e716d20b
 def summary_text(facts: Mapping[str, Any]) -> str:
     "The summary for a person"
     ours, held = facts["out_of_sample"], facts["buy_and_hold"]
@@ -347,7 +347,7 @@ def use_fresh(workspace: Workspace, name: str) -> None:
         raise InputError(f"--fresh: account {checked} exists already; allowed: a new name")
     use_account(workspace.engine, checked, utc_now())
 
-# %% ../nbs/19_cli.ipynb #d0df3db1
+# %% ../nbs/19_cli.ipynb #82bbeb35
 def known_symbol(workspace: Workspace, symbol: str) -> str:
     "A symbol of the universe, in capitals"
     panel, name = load_bars(workspace.settings), symbol.upper()
@@ -374,8 +374,9 @@ def signal(symbol: str, json_: Json = False) -> None:
     workspace = Workspace()
     name = known_symbol(workspace, symbol)
     desk, _, decision = next_plan()
-    row = decision_table(decision, desk.settings).set_index("symbol").loc[name].to_dict()
-    show_facts({"symbol": name, "session": desk.session, "model": decision.model_id, **row}, json_)
+    row = decision_table(decision, desk.settings).set_index("symbol").loc[name]
+    said = {str(key): value for key, value in row.items()}
+    show_facts({"symbol": name, "session": desk.session, "model": decision.model_id, **said}, json_)
 
 
 @app.command()
@@ -402,7 +403,7 @@ def price(symbol: str, json_: Json = False) -> None:
     facts = {"symbol": name, "price": float(panel.close[row, 0]), "currency": "USD", "at": at, "kind": "close"}
     show_facts(facts | {"source": f"{panel.source}/{panel.feed}"}, json_)
 
-# %% ../nbs/19_cli.ipynb #718a68c0
+# %% ../nbs/19_cli.ipynb #a3f2a2e3
 @app.command()
 def positions(json_: Json = False) -> None:
     "What is held."
@@ -466,7 +467,7 @@ def status(json_: Json = False) -> None:
         "bars": universe_note(settings),
     }, json_)
 
-# %% ../nbs/19_cli.ipynb #a79f66a8
+# %% ../nbs/19_cli.ipynb #2814df27
 @app.command()
 def backtest(
     symbols: Annotated[str, typer.Option(help="Such as AAPL,MSFT; all when left out.")] = "",
@@ -492,7 +493,7 @@ def backtest(
     show(pd.DataFrame(columns).rename_axis("measure").reset_index(), False, ", ".join(study.result.panel.symbols))
     typer.echo(study.verdict.text)
 
-# %% ../nbs/19_cli.ipynb #9caa4141
+# %% ../nbs/19_cli.ipynb #96d891a9
 @app.command()
 def halt(reason: Annotated[str, typer.Argument(help="Why, for whoever finds it.")]) -> None:
     "Stop all entries until `resume`; exits go on."
@@ -524,7 +525,7 @@ def close(
     rows = [(o.intent.symbol, o.intent.quantity, o.filled_quantity, o.average_price, o.status, o.error) for o in outcomes]
     show(pd.DataFrame(rows, columns=["symbol", "quantity", "filled", "price", "status", "error"]), json_)
 
-# %% ../nbs/19_cli.ipynb #5ab1976b
+# %% ../nbs/19_cli.ipynb #a4257402
 WRONG_INPUT = (InputError, SettingsError, DataError, RunError)
 
 

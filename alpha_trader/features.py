@@ -7,7 +7,7 @@ __all__ = ['FEATURES', 'NEEDED', 'PanelFunction', 'REGISTERED', 'take_bar', 'bla
            'closed_up', 'spread_out', 'walk_with_gaps', 'blocks', 'has_events', 'adjusted_values', 'shipped_features',
            'indicators', 'FeatureSet', 'feature', 'expand', 'own_feature', 'features', 'FeatureState', 'volatility']
 
-# %% ../nbs/05_features.ipynb #35345a8c
+# %% ../nbs/05_features.ipynb #5e367617
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +32,10 @@ from alpha_trader.indicators import (
 )
 from .kernels import kernel
 
-# %% ../nbs/05_features.ipynb #10609574
+# %% ../nbs/05_features.ipynb #57465b0d
 FEATURES = NAMES[:-2]  # the shipped set, in the order of the columns: all answers but the two raw bands
 
-# %% ../nbs/05_features.ipynb #33cdf506
+# %% ../nbs/05_features.ipynb #06f67fa2
 @kernel
 def take_bar(
     sheet: np.ndarray,  # float64[ROWS, n], changed
@@ -51,7 +51,7 @@ def take_bar(
         for column in range(newest.size):
             sheet[row, column] = newest[column]
 
-# %% ../nbs/05_features.ipynb #16419b60
+# %% ../nbs/05_features.ipynb #23bd9163
 NEEDED = tuple(WARM_UP[name] for name in NAMES)  # bars until the first answer, by row
 
 
@@ -66,7 +66,7 @@ def blank(
             for column in range(sheet.shape[1]):
                 sheet[row, column] = np.nan
 
-# %% ../nbs/05_features.ipynb #2496f650
+# %% ../nbs/05_features.ipynb #868c8654
 @kernel
 def show(
     sheet: np.ndarray,  # float64[ROWS, n]
@@ -95,7 +95,7 @@ def next_row(
     blank(sheet, bar + 1 if bar + 1 >= min_history else 0)
     show(sheet, out)
 
-# %% ../nbs/05_features.ipynb #b33d51d5
+# %% ../nbs/05_features.ipynb #2c1d34bd
 @kernel
 def walk(
     values: np.ndarray,  # float64[5, T, N] adjusted, every bar there
@@ -109,7 +109,7 @@ def walk(
     for time in range(values.shape[1]):
         next_row(sheet, time, values, time, start, min_history, out[time, start:stop])
 
-# %% ../nbs/05_features.ipynb #82675ce6
+# %% ../nbs/05_features.ipynb #42a54981
 @kernel
 def has_gaps(
     close: np.ndarray,  # float64[T, N], NaN: no bar
@@ -124,7 +124,7 @@ def has_gaps(
             missing += row[column] != row[column]  # only NaN differs from itself
     return missing > 0
 
-# %% ../nbs/05_features.ipynb #64761ff3
+# %% ../nbs/05_features.ipynb #6c74e6e3
 @kernel
 def closed_up(
     values: np.ndarray,  # float64[5, T, N], NaN: no bar
@@ -160,7 +160,7 @@ def spread_out(
                 out[time, start + column, name] = np.nan if missing else dense[seen[column], column, name]
             seen[column] += not missing
 
-# %% ../nbs/05_features.ipynb #51258547
+# %% ../nbs/05_features.ipynb #6c0b3855
 def walk_with_gaps(
     values: np.ndarray,  # float64[5, T, N] adjusted, NaN: no bar
     start: int,
@@ -177,7 +177,7 @@ def walk_with_gaps(
     walk(dense, 0, stop - start, min_history, found)
     spread_out(found, values[3], start, stop, out)
 
-# %% ../nbs/05_features.ipynb #5ca25d16
+# %% ../nbs/05_features.ipynb #323ed0fb
 def blocks(
     symbols: int,  # N
     threads: int,
@@ -191,7 +191,7 @@ def blocks(
     edges = np.linspace(0, symbols, max(count, 1) + 1).astype(int).tolist()
     return list(pairwise(edges))
 
-# %% ../nbs/05_features.ipynb #996b8f04
+# %% ../nbs/05_features.ipynb #e6f71a22
 def has_events(panel: Panel) -> bool:
     "Whether there is anything to adjust for"
     return bool((panel.splits != 1.0).any() or (panel.dividends != 0.0).any())
@@ -219,7 +219,7 @@ def shipped_features(
             work.result()
     return out
 
-# %% ../nbs/05_features.ipynb #78596fa9
+# %% ../nbs/05_features.ipynb #109a2579
 def indicators(
     panel: Panel,
 ) -> dict[str, np.ndarray]:  # float64[T, N] by name; adjusted USD per share, ratios, or points
@@ -238,7 +238,7 @@ def indicators(
         table[:, rows, column] = levels[:, : len(rows), column]
     return dict(zip(NAMES, table, strict=True)) | {"bb_middle": table[NAMES.index("sma_20")]}
 
-# %% ../nbs/05_features.ipynb #d3a1b6fb
+# %% ../nbs/05_features.ipynb #d847f265
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
     "What the models read"
@@ -247,9 +247,11 @@ class FeatureSet:
 
     def __getitem__(self, name: str) -> np.ndarray:  # float32[T, N], a view
         "One feature"
+        if name not in self.names:
+            raise InputError(f"feature {name}: not among {', '.join(self.names)}")
         return self.values[:, :, self.names.index(name)]
 
-# %% ../nbs/05_features.ipynb #f1890d18
+# %% ../nbs/05_features.ipynb #8f631a5e
 PanelFunction = Callable[[Panel], np.ndarray]  # Panel → [T, N]
 REGISTERED: dict[str, PanelFunction] = {}  # users' features by name
 
@@ -264,7 +266,7 @@ def feature(
     REGISTERED[name] = function
     return function
 
-# %% ../nbs/05_features.ipynb #4858172f
+# %% ../nbs/05_features.ipynb #a0b54007
 def expand(
     names: Sequence[str],  # of features; "shipped": the whole shipped set
 ) -> tuple[str, ...]:  # each once, in the order asked for
@@ -277,7 +279,7 @@ def expand(
         raise InputError("features: at least one name is needed")
     return tuple(dict.fromkeys(wanted))
 
-# %% ../nbs/05_features.ipynb #b9e0731c
+# %% ../nbs/05_features.ipynb #1860d49b
 def own_feature(
     panel: Panel,
     name: str,  # as registered
@@ -290,7 +292,7 @@ def own_feature(
     traded = ~np.isnan(panel.close)
     return np.where(traded & (np.cumsum(traded, axis=0) >= min_history), values, np.nan)
 
-# %% ../nbs/05_features.ipynb #96fdb714
+# %% ../nbs/05_features.ipynb #d35b111a
 def features(
     panel: Panel,
     names: Sequence[str] = ("shipped",),  # shipped set, single names, own features
@@ -311,7 +313,7 @@ def features(
         values[:, :, column] = own_feature(panel, name, min_history) if is_own else shipped[:, :, FEATURES.index(name)]
     return FeatureSet(wanted, values)
 
-# %% ../nbs/05_features.ipynb #75ecf083
+# %% ../nbs/05_features.ipynb #671f754e
 class FeatureState:
     "Memory of the shipped features between two bars"
 
@@ -333,7 +335,7 @@ class FeatureState:
         self.bars += 1
         return out
 
-# %% ../nbs/05_features.ipynb #88dbbd43
+# %% ../nbs/05_features.ipynb #e46032ac
 def volatility(
     panel: Panel,
     window: int = 20,  # returns, at least 2

@@ -7,7 +7,7 @@ __all__ = ['Floats', 'Integers', 'Flags', 'Market', 'Book', 'Funds', 'PlanRules'
            'empty_orders', 'held_reason', 'sold_quantity', 'entry_reason', 'Room', 'plan_exits', 'best_candidate',
            'weakest_holding', 'swap_for', 'admit', 'plan_orders', 'plan', 'recheck_entries']
 
-# %% ../nbs/09a_plan.ipynb #cb84b283
+# %% ../nbs/09a_plan.ipynb #8a9317c9
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from alpha_trader.risk import (
 from .settings import Settings
 from .signals import Reason, SignalRules, flat_reason, signal_action, signal_rules
 
-# %% ../nbs/09a_plan.ipynb #9bcc6c43
+# %% ../nbs/09a_plan.ipynb #a263db9b
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -66,7 +66,7 @@ class Funds(NamedTuple):
     other_count: int = 0  # positions outside the universe (bought by hand): counted, never touched
     other_exposure: float = 0.0  # USD in them
 
-# %% ../nbs/09a_plan.ipynb #c7a623bb
+# %% ../nbs/09a_plan.ipynb #31b3fd2c
 class PlanRules(NamedTuple):
     "Every setting that the plan obeys"
 
@@ -87,7 +87,7 @@ def plan_rules(settings: Settings) -> PlanRules:
     "The settings that the plan obeys, for compiled code"
     return PlanRules(signal_rules(settings.signals), risk_rules(settings.risk), settings.label.horizon)
 
-# %% ../nbs/09a_plan.ipynb #fbd97ba7
+# %% ../nbs/09a_plan.ipynb #fa484c32
 def empty_book(
     n: int,  # symbols
 ) -> Book:
@@ -102,7 +102,7 @@ def empty_orders(
     "A sheet for `plan_orders` to write on"
     return Orders(np.zeros(n), np.zeros(n, int), np.full(n, -1))
 
-# %% ../nbs/09a_plan.ipynb #8290b1e8
+# %% ../nbs/09a_plan.ipynb #4b64db1d
 @kernel
 def held_reason(
     n: int,  # symbol
@@ -124,7 +124,7 @@ def held_reason(
         return Reason.TAKE_PROFIT
     return Reason.HOLD
 
-# %% ../nbs/09a_plan.ipynb #e13155d8
+# %% ../nbs/09a_plan.ipynb #ff022309
 @kernel
 def sold_quantity(
     reason: int,  # a `Reason`
@@ -136,7 +136,7 @@ def sold_quantity(
         return 0.0
     return target_quantity(quantity, rules) if reason == Reason.TAKE_PROFIT else quantity
 
-# %% ../nbs/09a_plan.ipynb #31c4eb9b
+# %% ../nbs/09a_plan.ipynb #8d74cae8
 @kernel
 def entry_reason(
     n: int,  # symbol
@@ -157,11 +157,11 @@ def entry_reason(
         return Reason.COOL_DOWN
     return gate if gate != Reason.NONE else wanted
 
-# %% ../nbs/09a_plan.ipynb #35d899e1
+# %% ../nbs/09a_plan.ipynb #e4fb5d9b
 class Room(NamedTuple):
     "What is left for entries"
 
-    count: int  # positions held or on order
+    positions: int  # held or on order
     exposure: float  # USD in them
     spendable: float  # USD
 
@@ -193,7 +193,7 @@ def plan_exits(
             spendable += sold * market.price[n] * (1.0 - 0.5 * market.cost[n])
     return Room(count, exposure, spendable)
 
-# %% ../nbs/09a_plan.ipynb #ddd50a3b
+# %% ../nbs/09a_plan.ipynb #48b14530
 @kernel
 def best_candidate(
     market: Market,
@@ -223,7 +223,7 @@ def weakest_holding(
             weakest = n
     return weakest
 
-# %% ../nbs/09a_plan.ipynb #a980309e
+# %% ../nbs/09a_plan.ipynb #a3ee9fad
 @kernel
 def swap_for(
     n: int,  # the newcomer
@@ -241,10 +241,10 @@ def swap_for(
         return -1
     after_costs = market.predicted[n] - market.cost[n]
     freed = book.quantity[weakest] * market.price[weakest]
-    fits = entry_limit(room.count - 1, room.exposure - freed, value, funds.equity, rules.risk) == Reason.NONE
+    fits = entry_limit(room.positions - 1, room.exposure - freed, value, funds.equity, rules.risk) == Reason.NONE
     return weakest if fits and swap_pays(after_costs, market.predicted[weakest], rules.risk) else -1
 
-# %% ../nbs/09a_plan.ipynb #a361a456
+# %% ../nbs/09a_plan.ipynb #4734341f
 @kernel
 def admit(
     n: int,  # the candidate
@@ -285,7 +285,7 @@ def admit(
         return Room(count + 1, exposure + value, spendable - value * (1.0 + half_cost))
     return room
 
-# %% ../nbs/09a_plan.ipynb #02d69632
+# %% ../nbs/09a_plan.ipynb #30c5ac32
 @kernel
 def plan_orders(
     market: Market,
@@ -319,7 +319,7 @@ def plan(
     plan_orders(market, book, funds, rules, int(gate), orders)
     return orders
 
-# %% ../nbs/09a_plan.ipynb #c881b97c
+# %% ../nbs/09a_plan.ipynb #a0103b6b
 @kernel
 def recheck_entries(
     market: Market,

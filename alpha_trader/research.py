@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Array', 'Lesson', 'lesson', 'recipe_key', 'keep', 'kept', 'out_of_sample']
 
-# %% ../nbs/12b_research.ipynb #2380bee5
+# %% ../nbs/12b_research.ipynb #48031097
 import hashlib
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from .labels import forward_return
 from .models import walk_forward_predict
 from .settings import Settings
 
-# %% ../nbs/12b_research.ipynb #94af6d2e
+# %% ../nbs/12b_research.ipynb #064efcf2
 Array = NDArray[np.float64]
 
 
@@ -41,7 +41,7 @@ def lesson(panel: Panel, settings: Settings) -> Lesson:
     inputs = features(panel, settings.features.names, settings.features.min_history)
     return Lesson(panel, inputs, forward_return(panel, settings.label.horizon))
 
-# %% ../nbs/12b_research.ipynb #a605f478
+# %% ../nbs/12b_research.ipynb #b6d333d2
 def recipe_key(
     panel: Panel,
     settings: Settings,
@@ -53,13 +53,13 @@ def recipe_key(
     text = json.dumps([panel.hash, said, code], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
-# %% ../nbs/12b_research.ipynb #dcd5813f
-def keep(path: Path, members: Array) -> None:
+# %% ../nbs/12b_research.ipynb #51a21189
+def keep(path: Path, members: NDArray[np.float32]) -> None:
     "Write predictions so that a reader sees all of them or none"
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
     with unfinished.open("wb") as file:
-        np.save(file, members.astype(np.float32), allow_pickle=False)
+        np.save(file, members, allow_pickle=False)
     unfinished.replace(path)
 
 
@@ -71,7 +71,7 @@ def kept(path: Path, shape: tuple[int, ...]) -> Array | None:  # [M, T, N]
         return None
     return members.astype(np.float64) if members.shape[1:] == shape else None
 
-# %% ../nbs/12b_research.ipynb #20a196f4
+# %% ../nbs/12b_research.ipynb #8eb22639
 def out_of_sample(
     panel: Panel,
     settings: Settings,
@@ -89,7 +89,8 @@ def out_of_sample(
     study = lesson(panel, settings)
     members = walk_forward_predict(
         study.features, study.label, panel.sessions, settings.label, settings.model, progress=progress
-    ).astype(np.float32)
+    )
+    short: NDArray[np.float32] = members.astype(np.float32)
     if path:
-        keep(path, members)
-    return members.astype(np.float64)
+        keep(path, short)
+    return short.astype(np.float64)

@@ -6,7 +6,7 @@
 __all__ = ['RiskRules', 'risk_rules', 'position_share', 'shares_for', 'entry_limit', 'stop_due', 'target_due', 'target_quantity',
            'cooling_down', 'day_loss_breached', 'swap_pays', 'entry_blocks']
 
-# %% ../nbs/09_risk.ipynb #b3960922
+# %% ../nbs/09_risk.ipynb #adc1a59b
 import math
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from .kernels import kernel
 from .settings import RiskSettings
 from .signals import Reason
 
-# %% ../nbs/09_risk.ipynb #1220cf27
+# %% ../nbs/09_risk.ipynb #25500203
 class RiskRules(NamedTuple):
     "The `[risk]` section as plain numbers for compiled code"
 
@@ -38,10 +38,23 @@ class RiskRules(NamedTuple):
 
 def risk_rules(risk: RiskSettings) -> RiskRules:
     "The `[risk]` section of `settings.ini` for compiled code"
-    numbers = [getattr(risk, name) for name in RiskRules._fields[:10]]
-    return RiskRules(*numbers, risk.stop_check == "bar", risk.fractional, risk.cash == "t1")
+    return RiskRules(
+        max_position=risk.max_position,
+        max_exposure=risk.max_exposure,
+        max_positions=risk.max_positions,
+        stop_loss=risk.stop_loss,
+        take_profit=risk.take_profit,
+        take_profit_share=risk.take_profit_share,
+        day_loss=risk.day_loss,
+        volatility_target=risk.volatility_target,
+        swap_premium=risk.swap_premium,
+        cool_down=risk.cool_down,
+        stop_in_bar=risk.stop_check == "bar",
+        fractional=risk.fractional,
+        settled_only=risk.cash == "t1",
+    )
 
-# %% ../nbs/09_risk.ipynb #f6a8ce87
+# %% ../nbs/09_risk.ipynb #494e1210
 @kernel
 def position_share(
     confidence: float,  # 0 to 1
@@ -54,7 +67,7 @@ def position_share(
     swing = max(volatility / rules.volatility_target, 1.0)
     return min(rules.max_position * confidence / swing, rules.max_position)
 
-# %% ../nbs/09_risk.ipynb #e8b0862f
+# %% ../nbs/09_risk.ipynb #ce68f54b
 @kernel
 def shares_for(
     value: float,  # USD
@@ -65,7 +78,7 @@ def shares_for(
     grid = 1e6 if fractional else 1.0
     return math.floor(value / price * grid + 1e-9) / grid
 
-# %% ../nbs/09_risk.ipynb #53a2dbcc
+# %% ../nbs/09_risk.ipynb #8490becb
 @kernel
 def entry_limit(
     count: int,  # positions held or on order
@@ -81,7 +94,7 @@ def entry_limit(
         return Reason.MAX_EXPOSURE
     return Reason.NONE
 
-# %% ../nbs/09_risk.ipynb #2c187e40
+# %% ../nbs/09_risk.ipynb #eb006690
 @kernel
 def stop_due(
     price: float,  # USD per share now
@@ -101,7 +114,7 @@ def target_due(
     "Has the profit target been reached?"
     return price >= average_price * (1.0 + rules.take_profit)
 
-# %% ../nbs/09_risk.ipynb #a2023f3f
+# %% ../nbs/09_risk.ipynb #063a7e32
 @kernel
 def target_quantity(
     quantity: float,  # shares held
@@ -111,7 +124,7 @@ def target_quantity(
     share = shares_for(quantity * rules.take_profit_share, 1.0, rules.fractional)
     return min(max(share, 1.0), quantity)
 
-# %% ../nbs/09_risk.ipynb #82cd3799
+# %% ../nbs/09_risk.ipynb #95b57af5
 @kernel
 def cooling_down(
     sessions_since_stop: int,  # 0 in the session of the stop; very large when there was none
@@ -120,7 +133,7 @@ def cooling_down(
     "Is it too early to come back?"
     return sessions_since_stop <= rules.cool_down
 
-# %% ../nbs/09_risk.ipynb #10995e00
+# %% ../nbs/09_risk.ipynb #8e5ecd2f
 @kernel
 def day_loss_breached(
     equity: float,  # USD now, or at the session's close
@@ -130,7 +143,7 @@ def day_loss_breached(
     "Has the day's loss limit been passed?"
     return equity < previous_close * (1.0 + rules.day_loss)
 
-# %% ../nbs/09_risk.ipynb #2b510f43
+# %% ../nbs/09_risk.ipynb #a1e64e06
 @kernel
 def swap_pays(
     newcomer: float,  # predicted return after the costs of getting in and out, fraction
@@ -142,7 +155,7 @@ def swap_pays(
         return False
     return holding < 0.0 or newcomer > rules.swap_premium * holding
 
-# %% ../nbs/09_risk.ipynb #cefd7fe4
+# %% ../nbs/09_risk.ipynb #f6656bf1
 @kernel
 def entry_blocks(
     close: NDArray[np.float64],  # [T, N] raw closes, USD; NaN = no bar

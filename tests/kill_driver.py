@@ -33,7 +33,8 @@ def now() -> datetime:
 
 def trade(settings: Settings, session: str, account: str) -> str:
     "One trading run to its end, in a child; answers its status"
-    return spawn_run(settings, "trade", {"session": session, "account": account}, f"{session} decision", account, now).status
+    parameters = {"session": session, "account": account}
+    return spawn_run(settings, "trade", parameters, f"{session} decision", account, now).status
 
 
 def killed(settings: Settings, session: str, account: str, after: float) -> bool:

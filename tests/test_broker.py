@@ -234,6 +234,15 @@ def test_a_stop_sells_at_its_level_and_the_rest_of_its_group_is_cancelled(venue:
     assert venue.broker.fills(EVER)[-1].price == 95 and venue.broker.positions() == []
 
 
+def test_when_one_bar_reaches_both_the_stop_wins(venue: Venue) -> None:
+    venue.broker.submit(buy())
+    venue.to(session_open(DAYS[1]))
+    venue.broker.submit(target("101.5", quantity=5, day=1, oco_group="g"))
+    venue.broker.submit(stop(95, day=1, oco_group="g"))
+    venue.to(session_close(DAYS[1]))
+    assert [(fill.price, fill.quantity) for fill in venue.broker.fills(EVER)[1:]] == [(95, 10)]
+
+
 def test_a_gap_below_the_stop_sells_at_the_open(venue: Venue) -> None:
     venue.broker.submit(buy())
     venue.to(session_close(DAYS[0]))

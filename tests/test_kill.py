@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,19 +12,28 @@ from conftest import CHECKOUT
 from replay import SMALL, Lab, closes, fills, prepare, trade
 
 KILLS = 20
+BUSY = {
+    "data.source": "synthetic",
+    "data.synthetic_symbols": 10,
+    "data.synthetic_sessions": 1100,
+    "label.horizon": 2,
+    "signals.buy": 0.0001,
+    "signals.sell": -0.0001,
+    "signals.confidence": 0.2,
+}
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     root = tmp_path_factory.mktemp("kill")
     shutil.copytree(CHECKOUT / "nbs" / "runs", root / "nbs" / "runs")
-    busy = {"data.source": "synthetic", "data.synthetic_symbols": 10, "data.synthetic_sessions": 1100, "label.horizon": 2, "signals.buy": 0.0001, "signals.sell": -0.0001}
-    return prepare(root, SMALL | busy | {"signals.confidence": 0.2, "run.paper_sessions": KILLS + 12})
+    return prepare(root, SMALL | BUSY | {"run.paper_sessions": KILLS + 12})
 
 
 def drive(lab: Lab, account: str, kills: int, seed: int = 1) -> list[dict]:
     "Trade all sessions in real processes, killing the first `kills` of them"
-    command = [sys.executable, str(CHECKOUT / "tests" / "kill_driver.py"), str(lab.settings.root), account, str(seed), str(kills)]
+    driver = CHECKOUT / "tests" / "kill_driver.py"
+    command = [sys.executable, *map(str, (driver, lab.settings.root, account, seed, kills))]
     environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'tests'}"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
