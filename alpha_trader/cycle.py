@@ -8,7 +8,7 @@ __all__ = ['Desk', 'Observation', 'before_the_open', 'freshness', 'entry_gates',
            'plan_rows', 'write_plan', 'intent_of', 'purpose_of', 'environment', 'held_now', 'entries_that_fit',
            'protective_intents', 'carry_out', 'commit', 'outcome_table', 'Settlement', 'settle']
 
-# %% ../nbs/12c_cycle.ipynb #dff0288a
+# %% ../nbs/12c_cycle.ipynb #daff9f81
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from sqlalchemy import Engine, select
 
-from .backtest import known_closes
+from .backtest import entry_blocks, known_closes
 from .bars import Panel
 from .broker import Broker
 from .confidence import agreement, consensus
@@ -40,7 +40,7 @@ from .fills import cost_rules, exit_level, round_trip_cost, split_price
 from .models import Ensemble
 from .plan import Book, Funds, Market, Orders, empty_orders, plan, plan_rules, recheck_entries
 from .registry import ModelCard
-from .risk import day_loss_breached, entry_blocks, risk_rules, target_quantity
+from .risk import day_loss_breached, risk_rules, target_quantity
 from .sessions import previous_session, sessions_apart
 from .settings import Settings
 from .signals import REASON_TEXT, Action, Reason, signal_action, signal_rules
@@ -59,7 +59,7 @@ from alpha_trader.store import (
     writing,
 )
 
-# %% ../nbs/12c_cycle.ipynb #0184f2bb
+# %% ../nbs/12c_cycle.ipynb #be7bc6d4
 @dataclass(frozen=True)
 class Desk:
     "One account, one session, and what is needed to trade it"
@@ -97,7 +97,7 @@ class Desk:
             "orders": "a rehearsal: nothing is sent" if self.run_id is None else f"sent by run {self.run_id}",
         }
 
-# %% ../nbs/12c_cycle.ipynb #918114c3
+# %% ../nbs/12c_cycle.ipynb #37dec37a
 @dataclass(frozen=True)
 class Observation:
     "What was known when the session opened"
@@ -140,7 +140,7 @@ class Observation:
         used = {"positions": float(len(held)), "exposure": 1.0 - cash / equity, "day loss": -lost}
         return used, {"positions": risk.max_positions, "exposure": risk.max_exposure, "day loss": -risk.day_loss}
 
-# %% ../nbs/12c_cycle.ipynb #dc91ae46
+# %% ../nbs/12c_cycle.ipynb #c02a16af
 def before_the_open(
     tape: Panel,
     session: date,
@@ -153,7 +153,7 @@ def before_the_open(
     today = row < len(days) and days[row] == np.datetime64(session)
     return tape.upto(days[row - 1].item()), tape.splits[row] if today else np.ones(len(tape.symbols))
 
-# %% ../nbs/12c_cycle.ipynb #03775598
+# %% ../nbs/12c_cycle.ipynb #63f32a7e
 def freshness(
     panel: Panel,
     session: date,  # about to open
@@ -167,7 +167,7 @@ def freshness(
         rows.append((symbol, last, behind, panel.close[known[-1], n] if last else np.nan, len(known)))
     return pd.DataFrame(rows, columns=["symbol", "last bar", "sessions behind", "last close", "bars"])
 
-# %% ../nbs/12c_cycle.ipynb #0ddac07b
+# %% ../nbs/12c_cycle.ipynb #f1539705
 def entry_gates(
     desk: Desk,
     panel: Panel,  # bars up to the session before
@@ -193,7 +193,7 @@ def entry_gates(
         gates.append((Reason.MODEL_EXPIRED, f"fitted on data to {desk.card.as_of}, {age} sessions ago, limit {limit}"))
     return gates
 
-# %% ../nbs/12c_cycle.ipynb #398fa59b
+# %% ../nbs/12c_cycle.ipynb #824290f8
 def occupied(
     outcomes: Sequence[Outcome],  # intents that are not over
 ) -> dict[str, str]:  # symbol → why it must be left alone
@@ -201,7 +201,7 @@ def occupied(
     waiting = (Purpose.STOP, Purpose.TARGET)
     return {o.intent.symbol: f"{o.client_id} is {o.status}" for o in outcomes if o.intent.purpose not in waiting}
 
-
+# %% ../nbs/12c_cycle.ipynb #3b7cdda2
 def observe(desk: Desk) -> Observation:
     "Reconcile with the broker, and see what may be known before the session opens"
     now = desk.clock()
@@ -220,7 +220,7 @@ def observe(desk: Desk) -> Observation:
         desk.session, now, account, panel, splits, ours, others, on_order, busy, tuple(gates), reconciliation
     )
 
-# %% ../nbs/12c_cycle.ipynb #7ac06d00
+# %% ../nbs/12c_cycle.ipynb #b1dac6cd
 @dataclass(frozen=True)
 class Decision:
     "A plan for one session, with everything it was made of"
@@ -241,7 +241,7 @@ class Decision:
         table = decision_table(self, settings)[["symbol", "predicted", "confidence", "signal"]]
         return table.rename(columns={"signal": "action"})
 
-
+# %% ../nbs/12c_cycle.ipynb #8e28c92d
 def predict_newest(
     desk: Desk,
     seen: Observation,
@@ -259,7 +259,7 @@ def predict_newest(
     }
     return desk.model.predict(newest), named
 
-# %% ../nbs/12c_cycle.ipynb #87c991fe
+# %% ../nbs/12c_cycle.ipynb #a604dcca
 def market_of(
     seen: Observation,
     members: np.ndarray,  # [M, N]
@@ -268,7 +268,7 @@ def market_of(
     "The market as `plan_orders` wants it"
     panel = seen.panel
     last = known_closes(panel.close, panel.splits)
-    price = np.array([split_price(p, r) if r != 1.0 else p for p, r in zip(last, seen.splits, strict=True)])
+    price = np.array([split_price(p, r) for p, r in zip(last, seen.splits, strict=True)])
     costs = cost_rules(settings.costs)
     return Market(
         price=price,
@@ -279,7 +279,7 @@ def market_of(
         cost=np.array([round_trip_cost(p, costs) for p in price]),
     )
 
-
+# %% ../nbs/12c_cycle.ipynb #6565590a
 def book_of(seen: Observation) -> Book:
     "Our positions as `plan_orders` wants them"
     rows = [seen.positions.get(symbol) for symbol in seen.panel.symbols]
@@ -298,14 +298,14 @@ def book_of(seen: Observation) -> Book:
         busy=np.array([symbol in seen.busy for symbol in seen.panel.symbols]),
     )
 
-
+# %% ../nbs/12c_cycle.ipynb #8cba854d
 def funds_of(seen: Observation, settings: Settings) -> Funds:
     "The account as `plan_orders` wants it"
     cash = seen.account.settled_cash if settings.risk.cash == "t1" else seen.account.cash
     worth = sum((position.market_value for position in seen.others), Decimal(0))
     return Funds(float(seen.account.equity), float(cash), len(seen.others), float(worth))
 
-# %% ../nbs/12c_cycle.ipynb #c367b7a8
+# %% ../nbs/12c_cycle.ipynb #792254f0
 def decide(desk: Desk, seen: Observation) -> Decision:
     "Make the session's plan; pure: nothing is read, nothing is written"
     members, inputs = predict_newest(desk, seen)
@@ -314,7 +314,7 @@ def decide(desk: Desk, seen: Observation) -> Decision:
     model_id = desk.card.id if desk.card else None
     return Decision(seen.session, seen.panel.symbols, market, book, funds, orders, seen.gate, members, inputs, model_id)
 
-# %% ../nbs/12c_cycle.ipynb #6180c820
+# %% ../nbs/12c_cycle.ipynb #ff73f6d7
 def decision_table(
     decision: Decision,
     settings: Settings,
@@ -336,17 +336,17 @@ def decision_table(
         "meaning": [REASON_TEXT[reason] for reason in reasons],
     })
 
-# %% ../nbs/12c_cycle.ipynb #0bd5c8ab
+# %% ../nbs/12c_cycle.ipynb #044f93c1
 def exact(quantity: float) -> Decimal:  # shares
     "A share quantity from compiled code as the decimal it stands for"
     return Decimal(int(quantity)) if quantity == int(quantity) else Decimal(str(round(quantity, 9)))
 
-
+# %% ../nbs/12c_cycle.ipynb #fce50c0c
 def price_of(price: float) -> Decimal | None:  # USD per share, None when unknown
     "A price from compiled code as the decimal it stands for"
     return None if np.isnan(price) else Decimal(str(round(float(price), 6)))
 
-# %% ../nbs/12c_cycle.ipynb #788ff2e7
+# %% ../nbs/12c_cycle.ipynb #eb611531
 def plan_rows(
     desk: Desk,
 ) -> list[DecisionRow]:  # by symbol; empty: not decided yet
@@ -355,7 +355,7 @@ def plan_rows(
         query = select(DecisionRow).filter_by(account=desk.account, session=desk.session).order_by(DecisionRow.symbol)
         return list(db.scalars(query))
 
-
+# %% ../nbs/12c_cycle.ipynb #5b1f96f5
 def write_plan(desk: Desk, decision: Decision) -> list[DecisionRow]:
     "Write signals and decisions in one transaction, unless the session was decided before"
     if rows := plan_rows(desk):
@@ -378,7 +378,7 @@ def write_plan(desk: Desk, decision: Decision) -> list[DecisionRow]:
             ))  # fmt: skip
     return plan_rows(desk)
 
-# %% ../nbs/12c_cycle.ipynb #74edfa67
+# %% ../nbs/12c_cycle.ipynb #24ac986b
 def intent_of(desk: Desk, row: DecisionRow) -> OrderIntent:
     "The order that a decision asks for"
     buy = row.quantity > 0
@@ -395,24 +395,24 @@ def intent_of(desk: Desk, row: DecisionRow) -> OrderIntent:
         env=environment(desk),
     )
 
-
+# %% ../nbs/12c_cycle.ipynb #66d15b1e
 def purpose_of(reason: Reason) -> Purpose:
     "What an exit is for; a stop and a target are remembered by the position"
     return {Reason.STOP_LOSS: Purpose.STOP, Reason.TAKE_PROFIT: Purpose.TARGET}.get(reason, Purpose.EXIT)
 
-
+# %% ../nbs/12c_cycle.ipynb #bf81e0a3
 def environment(desk: Desk) -> str:
     "sim, paper or live, as it stands in the names of orders"
     return "sim" if desk.settings.broker.name == "sim" else desk.settings.broker.mode
 
-# %% ../nbs/12c_cycle.ipynb #c7387867
+# %% ../nbs/12c_cycle.ipynb #d98c9f07
 def held_now(desk: Desk) -> dict[str, PositionRow]:
     "Our positions, by symbol"
     with reading(desk.engine) as db:
         rows = db.scalars(select(PositionRow).filter_by(account=desk.account))
         return {row.symbol: row for row in rows if row.quantity > 0}
 
-
+# %% ../nbs/12c_cycle.ipynb #09149916
 def entries_that_fit(
     desk: Desk,
     decision: Decision,
@@ -434,7 +434,7 @@ def entries_that_fit(
                 record_risk(db, desk.account, "exit_not_filled", text, desk.clock(), desk.session, row.symbol)
     return kept
 
-# %% ../nbs/12c_cycle.ipynb #c7dfdcb4
+# %% ../nbs/12c_cycle.ipynb #c3bc1723
 def protective_intents(
     desk: Desk,
     leaving: set[str],  # symbols whose sale was sent this morning and not filled
@@ -463,7 +463,7 @@ def protective_intents(
             ))  # fmt: skip
     return intents
 
-# %% ../nbs/12c_cycle.ipynb #eec4b840
+# %% ../nbs/12c_cycle.ipynb #4ab7ca24
 def carry_out(desk: Desk, intents: Sequence[OrderIntent]) -> list[Outcome]:
     "Write intents down, then send those that were not sent, and wait for what can be waited for"
     if not intents:
@@ -472,7 +472,7 @@ def carry_out(desk: Desk, intents: Sequence[OrderIntent]) -> list[Outcome]:
     deadline = desk.clock() + timedelta(seconds=desk.settings.run.poll_seconds * 12)
     return send(desk.engine, desk.broker, intents, desk.fence, desk.clock, desk.sleep, deadline)
 
-
+# %% ../nbs/12c_cycle.ipynb #4d4ed88a
 def commit(desk: Desk, seen: Observation, decision: Decision) -> list[Outcome]:  # one an order
     "Carry the session's plan out: exits, entries, protection; a rehearsal sends nothing"
     if desk.run_id is None:
@@ -487,7 +487,7 @@ def commit(desk: Desk, seen: Observation, decision: Decision) -> list[Outcome]: 
     guarded = carry_out(desk, protective_intents(desk, leaving))
     return [*exits, *bought, *guarded]
 
-# %% ../nbs/12c_cycle.ipynb #16361eea
+# %% ../nbs/12c_cycle.ipynb #dbeb852f
 def outcome_table(outcomes: Sequence[Outcome]) -> pd.DataFrame:  # one row an order
     "What was sent, and what became of it"
     rows = [
@@ -498,7 +498,7 @@ def outcome_table(outcomes: Sequence[Outcome]) -> pd.DataFrame:  # one row an or
     names = ["symbol", "side", "purpose", "quantity", "level", "filled", "price", "status", "reason", "error"]
     return pd.DataFrame(rows, columns=names)
 
-# %% ../nbs/12c_cycle.ipynb #c71e0039
+# %% ../nbs/12c_cycle.ipynb #d23d1acc
 @dataclass(frozen=True)
 class Settlement:
     "How the session's cycle ended"
@@ -519,7 +519,7 @@ class Settlement:
             "orders_refused": self.refused,
         }
 
-
+# %% ../nbs/12c_cycle.ipynb #bec804c5
 def settle(desk: Desk, outcomes: Sequence[Outcome]) -> Settlement:
     "Write down what came of it"
     now, account = desk.clock(), desk.broker.account()

@@ -7,14 +7,14 @@ __all__ = ['round_cents', 'round_to_tick', 'CostRules', 'cost_rules', 'price_con
            'limit_fill', 'cash_flow', 'round_trip_cost', 'exit_level', 'stop_reference', 'target_reference',
            'split_quantity', 'split_price', 'dividend_cash', 'market_value']
 
-# %% ../nbs/09b_fills.ipynb #bdf6d5d8
+# %% ../nbs/09b_fills.ipynb #3cae1938
 import math
 from typing import NamedTuple
 
 from .kernels import kernel
 from .settings import CostSettings
 
-# %% ../nbs/09b_fills.ipynb #fc0e2c23
+# %% ../nbs/09b_fills.ipynb #e85b6f8d
 @kernel
 def round_cents(
     amount: float,  # USD, of either sign
@@ -23,7 +23,7 @@ def round_cents(
     cents = math.floor(abs(amount) * 100.0 + 0.5 + 1e-6) / 100.0
     return -cents if amount < 0.0 else cents
 
-# %% ../nbs/09b_fills.ipynb #f1894e2c
+# %% ../nbs/09b_fills.ipynb #6d1f0586
 @kernel
 def round_to_tick(
     price: float,  # USD per share, positive
@@ -32,7 +32,7 @@ def round_to_tick(
     grid = 100.0 if price >= 1.0 else 10_000.0
     return max(math.floor(price * grid + 0.5 + 1e-6), 1.0) / grid
 
-# %% ../nbs/09b_fills.ipynb #b697cae4
+# %% ../nbs/09b_fills.ipynb #9e3b9100
 class CostRules(NamedTuple):
     "What trading costs, as plain numbers for compiled code"
 
@@ -42,12 +42,12 @@ class CostRules(NamedTuple):
     slippage: float  # fraction of the price lost while the order travels
     impact: float  # fraction of the price at an order as large as the whole bar's volume
 
-
+# %% ../nbs/09b_fills.ipynb #4e718d88
 def cost_rules(costs: CostSettings) -> CostRules:
     "The `[costs]` section of `settings.ini` for compiled code"
     return CostRules(*(float(getattr(costs, name)) for name in CostRules._fields))
 
-# %% ../nbs/09b_fills.ipynb #fa2ea638
+# %% ../nbs/09b_fills.ipynb #8bcff463
 @kernel
 def price_concession(
     quantity: float,  # shares, signed
@@ -58,7 +58,7 @@ def price_concession(
     share = min(abs(quantity) / volume, 1.0) if volume > 0.0 else 1.0
     return costs.half_spread + costs.slippage + costs.impact * math.sqrt(share)
 
-# %% ../nbs/09b_fills.ipynb #328a723a
+# %% ../nbs/09b_fills.ipynb #1d665c3a
 @kernel
 def commission(
     quantity: float,  # shares, signed
@@ -69,7 +69,7 @@ def commission(
     shares = abs(quantity)
     return round_cents(shares * price * costs.commission_rate + shares * costs.commission_per_share)
 
-# %% ../nbs/09b_fills.ipynb #e0f6341e
+# %% ../nbs/09b_fills.ipynb #a999409b
 @kernel
 def market_fill(
     quantity: float,  # shares; positive buys, negative sells
@@ -82,7 +82,7 @@ def market_fill(
     price = round_to_tick(reference * (1.0 + concession if quantity > 0.0 else 1.0 - concession))
     return price, commission(quantity, price, costs)
 
-# %% ../nbs/09b_fills.ipynb #2896d869
+# %% ../nbs/09b_fills.ipynb #6ad1a928
 @kernel
 def limit_fill(
     quantity: float,  # shares; positive buys, negative sells
@@ -93,7 +93,7 @@ def limit_fill(
     price = round_to_tick(reference)
     return price, commission(quantity, price, costs)
 
-# %% ../nbs/09b_fills.ipynb #c9d7801a
+# %% ../nbs/09b_fills.ipynb #91cfb1ba
 @kernel
 def cash_flow(
     quantity: float,  # shares; positive buys, negative sells
@@ -103,7 +103,7 @@ def cash_flow(
     "What a fill does to the cash balance"
     return round_cents(-round_cents(quantity * price) - fee)
 
-# %% ../nbs/09b_fills.ipynb #7c721043
+# %% ../nbs/09b_fills.ipynb #332e9e85
 @kernel
 def round_trip_cost(
     price: float,  # USD per share
@@ -112,7 +112,7 @@ def round_trip_cost(
     "What buying and selling one share costs"
     return 2.0 * (costs.commission_rate + costs.half_spread + costs.slippage + costs.commission_per_share / price)
 
-# %% ../nbs/09b_fills.ipynb #87939334
+# %% ../nbs/09b_fills.ipynb #c83034a0
 @kernel
 def exit_level(
     average_price: float,  # USD per share paid
@@ -121,7 +121,7 @@ def exit_level(
     "The price at which a protective order waits"
     return round_to_tick(average_price * (1.0 + rate))
 
-# %% ../nbs/09b_fills.ipynb #9ec2c28c
+# %% ../nbs/09b_fills.ipynb #8271518b
 @kernel
 def stop_reference(
     open_price: float,  # USD per share
@@ -131,7 +131,7 @@ def stop_reference(
     "Where a stop sells within one bar"
     return min(open_price, stop) if low <= stop else math.nan
 
-# %% ../nbs/09b_fills.ipynb #85903a56
+# %% ../nbs/09b_fills.ipynb #a5d5fa78
 @kernel
 def target_reference(
     open_price: float,  # USD per share
@@ -141,7 +141,7 @@ def target_reference(
     "Where a profit target sells within one bar"
     return max(open_price, target) if high > target else math.nan
 
-# %% ../nbs/09b_fills.ipynb #a8e4dcc0
+# %% ../nbs/09b_fills.ipynb #057d46bb
 @kernel
 def split_quantity(
     quantity: float,  # shares held before
@@ -155,16 +155,18 @@ def split_quantity(
     whole = math.floor(after + 1e-9)
     return whole, max(after - whole, 0.0)
 
-
+# %% ../nbs/09b_fills.ipynb #0a28b7c5
 @kernel
 def split_price(
-    price: float,  # USD per share before
+    price: float,  # USD per share before; NaN = unknown
     ratio: float,  # shares after per share before
-) -> float:  # USD per share after, six decimals
+) -> float:  # USD per share after, six decimals; unchanged without a split
     "A price per share restated for a split: average cost and last close alike"
+    if ratio == 1.0 or math.isnan(price):
+        return price
     return math.floor(price / ratio * 1e6 + 0.5) / 1e6
 
-# %% ../nbs/09b_fills.ipynb #aecb1b92
+# %% ../nbs/09b_fills.ipynb #9b76c530
 @kernel
 def dividend_cash(
     quantity: float,  # shares held over the night before the ex-date, after any split
@@ -173,7 +175,7 @@ def dividend_cash(
     "Cash paid for a dividend"
     return round_cents(quantity * dividend)
 
-
+# %% ../nbs/09b_fills.ipynb #4dff9053
 @kernel
 def market_value(
     quantity: float,  # shares

@@ -7,7 +7,7 @@ __all__ = ['Floats', 'Integers', 'Flags', 'Market', 'Book', 'Funds', 'PlanRules'
            'empty_orders', 'held_reason', 'sold_quantity', 'entry_reason', 'Room', 'plan_exits', 'best_candidate',
            'weakest_holding', 'swap_for', 'admit', 'plan_orders', 'plan', 'recheck_entries']
 
-# %% ../nbs/09a_plan.ipynb #8a9317c9
+# %% ../nbs/09a_plan.ipynb #85eccc3a
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from alpha_trader.risk import (
 from .settings import Settings
 from .signals import Reason, SignalRules, flat_reason, signal_action, signal_rules
 
-# %% ../nbs/09a_plan.ipynb #a263db9b
+# %% ../nbs/09a_plan.ipynb #572b4b82
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -45,7 +45,7 @@ class Market(NamedTuple):
     volatility: Floats  # [N] standard deviation of daily returns, fraction
     cost: Floats  # [N] cost of buying and selling again, fraction
 
-
+# %% ../nbs/09a_plan.ipynb #0d134903
 class Book(NamedTuple):
     "What is held and on order"
 
@@ -57,7 +57,7 @@ class Book(NamedTuple):
     pending: Floats  # [N] shares on order to buy, not yet filled
     busy: Flags  # [N] an order is open in the symbol, or its position does not add up
 
-
+# %% ../nbs/09a_plan.ipynb #05823018
 class Funds(NamedTuple):
     "The account, as far as the plan needs it"
 
@@ -66,7 +66,7 @@ class Funds(NamedTuple):
     other_count: int = 0  # positions outside the universe (bought by hand): counted, never touched
     other_exposure: float = 0.0  # USD in them
 
-# %% ../nbs/09a_plan.ipynb #31b3fd2c
+# %% ../nbs/09a_plan.ipynb #3f38fb73
 class PlanRules(NamedTuple):
     "Every setting that the plan obeys"
 
@@ -74,7 +74,7 @@ class PlanRules(NamedTuple):
     risk: RiskRules
     horizon: int  # sessions
 
-
+# %% ../nbs/09a_plan.ipynb #a4f10572
 class Orders(NamedTuple):
     "What comes out"
 
@@ -82,12 +82,12 @@ class Orders(NamedTuple):
     reason: Integers  # [N] `Reason` for every symbol, also where nothing is done
     rank: Integers  # [N] 0 for the entry to be sent first, 1 for the next …; −1 = no entry
 
-
+# %% ../nbs/09a_plan.ipynb #261b4198
 def plan_rules(settings: Settings) -> PlanRules:
     "The settings that the plan obeys, for compiled code"
     return PlanRules(signal_rules(settings.signals), risk_rules(settings.risk), settings.label.horizon)
 
-# %% ../nbs/09a_plan.ipynb #fa484c32
+# %% ../nbs/09a_plan.ipynb #2cc10dce
 def empty_book(
     n: int,  # symbols
 ) -> Book:
@@ -95,14 +95,14 @@ def empty_book(
     never = np.full(n, 1_000_000)
     return Book(np.zeros(n), np.zeros(n), np.zeros(n, int), np.zeros(n, bool), never, np.zeros(n), np.zeros(n, bool))
 
-
+# %% ../nbs/09a_plan.ipynb #9f795f92
 def empty_orders(
     n: int,  # symbols
 ) -> Orders:
     "A sheet for `plan_orders` to write on"
     return Orders(np.zeros(n), np.zeros(n, int), np.full(n, -1))
 
-# %% ../nbs/09a_plan.ipynb #4b64db1d
+# %% ../nbs/09a_plan.ipynb #9d1a0c4c
 @kernel
 def held_reason(
     n: int,  # symbol
@@ -124,7 +124,7 @@ def held_reason(
         return Reason.TAKE_PROFIT
     return Reason.HOLD
 
-# %% ../nbs/09a_plan.ipynb #ff022309
+# %% ../nbs/09a_plan.ipynb #c181173f
 @kernel
 def sold_quantity(
     reason: int,  # a `Reason`
@@ -136,7 +136,7 @@ def sold_quantity(
         return 0.0
     return target_quantity(quantity, rules) if reason == Reason.TAKE_PROFIT else quantity
 
-# %% ../nbs/09a_plan.ipynb #8d74cae8
+# %% ../nbs/09a_plan.ipynb #b369ed4b
 @kernel
 def entry_reason(
     n: int,  # symbol
@@ -157,7 +157,7 @@ def entry_reason(
         return Reason.COOL_DOWN
     return gate if gate != Reason.NONE else wanted
 
-# %% ../nbs/09a_plan.ipynb #e4fb5d9b
+# %% ../nbs/09a_plan.ipynb #fee3a44a
 class Room(NamedTuple):
     "What is left for entries"
 
@@ -165,7 +165,7 @@ class Room(NamedTuple):
     exposure: float  # USD in them
     spendable: float  # USD
 
-
+# %% ../nbs/09a_plan.ipynb #4ac5f6a4
 @kernel
 def plan_exits(
     market: Market,
@@ -193,7 +193,7 @@ def plan_exits(
             spendable += sold * market.price[n] * (1.0 - 0.5 * market.cost[n])
     return Room(count, exposure, spendable)
 
-# %% ../nbs/09a_plan.ipynb #48b14530
+# %% ../nbs/09a_plan.ipynb #395e3c24
 @kernel
 def best_candidate(
     market: Market,
@@ -208,7 +208,7 @@ def best_candidate(
                 best, best_return = n, after_costs
     return best
 
-
+# %% ../nbs/09a_plan.ipynb #107bbb54
 @kernel
 def weakest_holding(
     market: Market,
@@ -223,7 +223,7 @@ def weakest_holding(
             weakest = n
     return weakest
 
-# %% ../nbs/09a_plan.ipynb #a3ee9fad
+# %% ../nbs/09a_plan.ipynb #a844907f
 @kernel
 def swap_for(
     n: int,  # the newcomer
@@ -244,7 +244,7 @@ def swap_for(
     fits = entry_limit(room.positions - 1, room.exposure - freed, value, funds.equity, rules.risk) == Reason.NONE
     return weakest if fits and swap_pays(after_costs, market.predicted[weakest], rules.risk) else -1
 
-# %% ../nbs/09a_plan.ipynb #4734341f
+# %% ../nbs/09a_plan.ipynb #7214ff3d
 @kernel
 def admit(
     n: int,  # the candidate
@@ -285,7 +285,7 @@ def admit(
         return Room(count + 1, exposure + value, spendable - value * (1.0 + half_cost))
     return room
 
-# %% ../nbs/09a_plan.ipynb #30c5ac32
+# %% ../nbs/09a_plan.ipynb #09b2f8b7
 @kernel
 def plan_orders(
     market: Market,
@@ -306,7 +306,7 @@ def plan_orders(
         if orders.quantity[n] > 0.0:
             rank += 1
 
-
+# %% ../nbs/09a_plan.ipynb #4ce28b81
 def plan(
     market: Market,
     book: Book,
@@ -319,7 +319,7 @@ def plan(
     plan_orders(market, book, funds, rules, int(gate), orders)
     return orders
 
-# %% ../nbs/09a_plan.ipynb #a0103b6b
+# %% ../nbs/09a_plan.ipynb #2a482079
 @kernel
 def recheck_entries(
     market: Market,

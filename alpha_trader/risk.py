@@ -4,20 +4,17 @@
 
 # %% auto #0
 __all__ = ['RiskRules', 'risk_rules', 'position_share', 'shares_for', 'entry_limit', 'stop_due', 'target_due', 'target_quantity',
-           'cooling_down', 'day_loss_breached', 'swap_pays', 'entry_blocks']
+           'cooling_down', 'day_loss_breached', 'swap_pays']
 
-# %% ../nbs/09_risk.ipynb #adc1a59b
+# %% ../nbs/09_risk.ipynb #45b9c008
 import math
 from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from .kernels import kernel
 from .settings import RiskSettings
 from .signals import Reason
 
-# %% ../nbs/09_risk.ipynb #25500203
+# %% ../nbs/09_risk.ipynb #412d519d
 class RiskRules(NamedTuple):
     "The `[risk]` section as plain numbers for compiled code"
 
@@ -35,7 +32,7 @@ class RiskRules(NamedTuple):
     fractional: bool  # may the account hold fractions of a share?
     settled_only: bool  # may only settled cash be spent?
 
-
+# %% ../nbs/09_risk.ipynb #cd8fed89
 def risk_rules(risk: RiskSettings) -> RiskRules:
     "The `[risk]` section of `settings.ini` for compiled code"
     return RiskRules(
@@ -54,7 +51,7 @@ def risk_rules(risk: RiskSettings) -> RiskRules:
         settled_only=risk.cash == "t1",
     )
 
-# %% ../nbs/09_risk.ipynb #494e1210
+# %% ../nbs/09_risk.ipynb #fa77c1be
 @kernel
 def position_share(
     confidence: float,  # 0 to 1
@@ -67,7 +64,7 @@ def position_share(
     swing = max(volatility / rules.volatility_target, 1.0)
     return min(rules.max_position * confidence / swing, rules.max_position)
 
-# %% ../nbs/09_risk.ipynb #ce68f54b
+# %% ../nbs/09_risk.ipynb #367517de
 @kernel
 def shares_for(
     value: float,  # USD
@@ -78,7 +75,7 @@ def shares_for(
     grid = 1e6 if fractional else 1.0
     return math.floor(value / price * grid + 1e-9) / grid
 
-# %% ../nbs/09_risk.ipynb #8490becb
+# %% ../nbs/09_risk.ipynb #b0e33737
 @kernel
 def entry_limit(
     count: int,  # positions held or on order
@@ -94,7 +91,7 @@ def entry_limit(
         return Reason.MAX_EXPOSURE
     return Reason.NONE
 
-# %% ../nbs/09_risk.ipynb #eb006690
+# %% ../nbs/09_risk.ipynb #ccb5bd19
 @kernel
 def stop_due(
     price: float,  # USD per share now
@@ -104,7 +101,7 @@ def stop_due(
     "Has the loss limit been reached?"
     return price <= average_price * (1.0 + rules.stop_loss)
 
-
+# %% ../nbs/09_risk.ipynb #e0e05a81
 @kernel
 def target_due(
     price: float,  # USD per share now
@@ -114,7 +111,7 @@ def target_due(
     "Has the profit target been reached?"
     return price >= average_price * (1.0 + rules.take_profit)
 
-# %% ../nbs/09_risk.ipynb #063a7e32
+# %% ../nbs/09_risk.ipynb #b0470715
 @kernel
 def target_quantity(
     quantity: float,  # shares held
@@ -124,7 +121,7 @@ def target_quantity(
     share = shares_for(quantity * rules.take_profit_share, 1.0, rules.fractional)
     return min(max(share, 1.0), quantity)
 
-# %% ../nbs/09_risk.ipynb #95b57af5
+# %% ../nbs/09_risk.ipynb #47f1de8a
 @kernel
 def cooling_down(
     sessions_since_stop: int,  # 0 in the session of the stop; very large when there was none
@@ -133,7 +130,7 @@ def cooling_down(
     "Is it too early to come back?"
     return sessions_since_stop <= rules.cool_down
 
-# %% ../nbs/09_risk.ipynb #8e5ecd2f
+# %% ../nbs/09_risk.ipynb #c4ca5259
 @kernel
 def day_loss_breached(
     equity: float,  # USD now, or at the session's close
@@ -143,7 +140,7 @@ def day_loss_breached(
     "Has the day's loss limit been passed?"
     return equity < previous_close * (1.0 + rules.day_loss)
 
-# %% ../nbs/09_risk.ipynb #a1e64e06
+# %% ../nbs/09_risk.ipynb #f01f9190
 @kernel
 def swap_pays(
     newcomer: float,  # predicted return after the costs of getting in and out, fraction
@@ -154,24 +151,3 @@ def swap_pays(
     if not (newcomer > 0.0 and holding <= newcomer):
         return False
     return holding < 0.0 or newcomer > rules.swap_premium * holding
-
-# %% ../nbs/09_risk.ipynb #f6656bf1
-@kernel
-def entry_blocks(
-    close: NDArray[np.float64],  # [T, N] raw closes, USD; NaN = no bar
-    splits: NDArray[np.float64],  # [T, N] shares after per share before, 1.0 = none
-    max_move: float,  # largest move believed without a split, fraction
-) -> NDArray[np.int64]:  # [T, N] `Reason` against an entry in the *next* session, 0 = none
-    "Which symbols must not be bought on the strength of their last bar"
-    blocks = np.zeros(close.shape, dtype=np.int64)
-    known = np.full(close.shape[1], np.nan)  # last known close, restated for splits
-    for t in range(close.shape[0]):
-        for n in range(close.shape[1]):
-            known[n] /= splits[t, n]
-            if np.isnan(close[t, n]):
-                blocks[t, n] = Reason.NO_DATA
-                continue
-            if abs(close[t, n] / known[n] - 1.0) > max_move:
-                blocks[t, n] = Reason.JUMP
-            known[n] = close[t, n]
-    return blocks

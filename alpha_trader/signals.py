@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REASON_TEXT', 'Reason', 'SignalRules', 'signal_rules', 'Action', 'signal_action', 'flat_reason']
 
-# %% ../nbs/08_signals.ipynb #ae59bd0f
+# %% ../nbs/08_signals.ipynb #1d63a249
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from .kernels import kernel
 from .settings import SignalSettings
 
-# %% ../nbs/08_signals.ipynb #613b44d5
+# %% ../nbs/08_signals.ipynb #94771f68
 class Reason(IntEnum):
     "Why a symbol is bought, sold, held or left alone"
 
@@ -52,7 +52,7 @@ class Reason(IntEnum):
     SPLIT_CASH = 43
     CLOSED_BY_HAND = 44
 
-# %% ../nbs/08_signals.ipynb #74ef4229
+# %% ../nbs/08_signals.ipynb #a6bdd2fc
 REASON_TEXT: dict[Reason, str] = {
     Reason.NONE: "not looked at",
     Reason.HOLD: "held, nothing to do",
@@ -89,7 +89,7 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.CLOSED_BY_HAND: "closed by a person",
 }
 
-# %% ../nbs/08_signals.ipynb #84c35308
+# %% ../nbs/08_signals.ipynb #b92a6189
 class SignalRules(NamedTuple):
     "The `[signals]` section as plain numbers for compiled code"
 
@@ -97,12 +97,12 @@ class SignalRules(NamedTuple):
     sell: float  # predicted return below which to sell, fraction over the horizon
     confidence: float  # below or at this nothing is done, 0 to 1
 
-
+# %% ../nbs/08_signals.ipynb #d2621d8b
 def signal_rules(settings: SignalSettings) -> SignalRules:
     "The `[signals]` section of `settings.ini` for compiled code"
     return SignalRules(float(settings.buy), float(settings.sell), float(settings.confidence))
 
-
+# %% ../nbs/08_signals.ipynb #5bd71a33
 class Action(IntEnum):
     "What a signal says; a sell signal closes, it never goes short"
 
@@ -110,7 +110,7 @@ class Action(IntEnum):
     HOLD = 0
     BUY = 1
 
-# %% ../nbs/08_signals.ipynb #601eab4e
+# %% ../nbs/08_signals.ipynb #2856af23
 @kernel
 def signal_action(
     predicted: float,  # return over the horizon, fraction; NaN when unknown
@@ -124,7 +124,7 @@ def signal_action(
         return 1
     return -1 if predicted < rules.sell else 0
 
-# %% ../nbs/08_signals.ipynb #a02fcba9
+# %% ../nbs/08_signals.ipynb #a2f0471a
 @kernel
 def flat_reason(
     predicted: float,  # return over the horizon, fraction

@@ -6,7 +6,7 @@
 __all__ = ['YEAR', 'daily_returns', 'annualized_return', 'drawdown', 'sharpe_ratio', 'sharpe_error', 'probabilistic_sharpe',
            'Performance', 'performance', 'Verdict', 'verdict']
 
-# %% ../nbs/10a_statistics.ipynb #b9ddcc91
+# %% ../nbs/10a_statistics.ipynb #e79734ca
 import math
 from dataclasses import asdict, dataclass
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-# %% ../nbs/10a_statistics.ipynb #9ac94b10
+# %% ../nbs/10a_statistics.ipynb #e3d92f11
 YEAR = 252  # sessions
 
 
@@ -26,7 +26,7 @@ def daily_returns(
     values = np.concatenate([[capital], equity.to_numpy(dtype=float)])
     return values[1:] / values[:-1] - 1.0
 
-
+# %% ../nbs/10a_statistics.ipynb #6fb81761
 def annualized_return(
     total: float,  # return over all sessions, fraction
     sessions: int,
@@ -34,7 +34,7 @@ def annualized_return(
     "The yearly return that compounds to `total`"
     return (1.0 + total) ** (YEAR / sessions) - 1.0 if total > -1.0 else -1.0
 
-# %% ../nbs/10a_statistics.ipynb #9aea2d59
+# %% ../nbs/10a_statistics.ipynb #fce3a016
 def drawdown(
     equity: pd.Series,  # USD at each close
     capital: float,  # USD before the first session
@@ -43,7 +43,7 @@ def drawdown(
     peak = np.maximum(np.maximum.accumulate(equity.to_numpy(dtype=float)), capital)
     return pd.Series(equity.to_numpy(dtype=float) / peak - 1.0, index=equity.index, name="drawdown")
 
-# %% ../nbs/10a_statistics.ipynb #a73b71b9
+# %% ../nbs/10a_statistics.ipynb #c3e9c56c
 def sharpe_ratio(
     returns: NDArray[np.float64],  # fraction, one a session
     risk_free: float = 0.0,  # fraction a year
@@ -53,7 +53,7 @@ def sharpe_ratio(
     deviation = excess.std(ddof=1) if len(excess) > 1 else 0.0
     return float(excess.mean() / deviation * math.sqrt(YEAR)) if deviation > 1e-12 else math.nan
 
-
+# %% ../nbs/10a_statistics.ipynb #9b64452f
 def sharpe_error(
     returns: NDArray[np.float64],  # fraction, one a session
     risk_free: float = 0.0,  # fraction a year
@@ -65,7 +65,7 @@ def sharpe_error(
     variance = (1.0 - skew * ratio + (kurtosis - 1.0) / 4.0 * ratio**2) / (len(returns) - 1)
     return math.sqrt(variance * YEAR) if variance >= 0.0 else math.nan
 
-# %% ../nbs/10a_statistics.ipynb #8da843c3
+# %% ../nbs/10a_statistics.ipynb #4d60cbdf
 def probabilistic_sharpe(
     returns: NDArray[np.float64],  # fraction, one a session
     benchmark: float = 0.0,  # yearly Sharpe ratio to be better than
@@ -75,7 +75,7 @@ def probabilistic_sharpe(
     distance = (sharpe_ratio(returns, risk_free) - benchmark) / sharpe_error(returns, risk_free)
     return 0.5 * (1.0 + math.erf(distance / math.sqrt(2.0)))
 
-# %% ../nbs/10a_statistics.ipynb #5258c8b9
+# %% ../nbs/10a_statistics.ipynb #bb078df3
 @dataclass(frozen=True)
 class Performance:
     "An equity curve in numbers; rates are fractions, not percent"
@@ -94,7 +94,7 @@ class Performance:
         "The numbers by name; what is unknown is None, as JSON wants it"
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
 
-
+# %% ../nbs/10a_statistics.ipynb #8895c14e
 def performance(
     equity: pd.Series,  # USD at each close
     capital: float,  # USD before the first session
@@ -116,7 +116,7 @@ def performance(
         win_rate=float((profits > 0.0).mean()) if len(profits) else math.nan,
     )
 
-# %% ../nbs/10a_statistics.ipynb #393637c0
+# %% ../nbs/10a_statistics.ipynb #aba9f059
 @dataclass(frozen=True)
 class Verdict:
     "Whether a strategy was better than its benchmark by more than luck explains"
@@ -127,7 +127,7 @@ class Verdict:
     high: float
     text: str
 
-
+# %% ../nbs/10a_statistics.ipynb #a40bb3e1
 def verdict(
     equity: pd.Series,  # USD at each close
     benchmark: pd.Series,  # USD at each close, the same sessions
