@@ -6,8 +6,7 @@
 __all__ = ['ROW_RULES', 'SPLIT_RATIOS', 'Finding', 'tidy', 'dates_in', 'unfinished', 'no_session', 'duplicate', 'not_a_number',
            'has_event', 'non_positive', 'high_low', 'RowRule', 'without', 'finding_about', 'close_before',
            'impossible_events', 'gaps', 'moves', 'like_split', 'jumps', 'jump', 'stale', 'sessions_upto', 'check_bars',
-           'findings_table', 'no_entries', 'jumped', 'Ingested', 'with_later', 'ingest_symbol', 'IngestReport',
-           'ingest']
+           'findings_table', 'Ingested', 'with_later', 'ingest_symbol', 'IngestReport', 'ingest']
 
 # %% ../nbs/04d_checks.ipynb #9a42abd5
 from collections import Counter
@@ -21,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .bars import FIELDS, BarSource, Panel, bars_frame, check_feed, days_of, named, previous_close, read_bars, write_bars
+from .bars import FIELDS, BarSource, bars_frame, check_feed, days_of, named, previous_close, read_bars, write_bars
 from .domain import AlphaTraderError, DataError
 from .sessions import FIRST_DAY, sessions_apart, sessions_between
 
@@ -249,27 +248,6 @@ def findings_table(findings: Iterable[Finding]) -> pd.DataFrame:  # a row for ea
     rows = [[getattr(finding, column) for column in columns] for finding in findings]
     grave = ("refuse", "warn", "drop")
     return pd.DataFrame(sorted(rows, key=lambda row: (grave.index(row[0]), row[1])), columns=columns)
-
-# %% ../nbs/04d_checks.ipynb #3ab4d0eb
-def no_entries(
-    findings: Iterable[Finding],
-    session: date,  # of the newest completed bar
-) -> dict[str, str]:  # symbol -> why
-    "The symbols in which no position may be opened after `session`"
-    return {
-        finding.symbol: f"{finding.kind}: {finding.detail}"
-        for finding in findings
-        if finding.severity == "refuse" or finding.kind == "stale" or (finding.kind == "jump" and finding.session == session)
-    }
-
-# %% ../nbs/04d_checks.ipynb #48c327d2
-def jumped(
-    panel: Panel,
-    max_move: float = 0.25,  # the largest move that needs no explanation
-) -> np.ndarray:  # bool[T, N]
-    "Bars that moved further than `max_move`, at the open or at the close, net of recorded events"
-    worth = previous_close(panel.close, panel.splits) - panel.dividends
-    return (np.abs(panel.open / worth - 1) > max_move) | (np.abs(panel.close / worth - 1) > max_move)
 
 # %% ../nbs/04d_checks.ipynb #a0272b45
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from pathlib import Path
 from sqlalchemy import select
 
 from alpha_trader.books import holdings_of
+from alpha_trader.desk import open_broker, sessions_to_trade
 from alpha_trader.domain import IntentStatus
-from alpha_trader.pipeline import load_bars, open_broker, sessions_to_trade
+from alpha_trader.research import load_bars
 from alpha_trader.runner import run_notebook, spawn_run, warm
 from alpha_trader.samples import source_for
 from alpha_trader.settings import Settings, load_settings

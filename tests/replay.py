@@ -10,10 +10,12 @@ from sqlalchemy import Engine
 
 from alpha_trader.books import account_fills, equity_of
 from alpha_trader.context import RunContext, using_run
-from alpha_trader.pipeline import close_day, ingest, open_desk, sessions_to_trade, trade_cycle, train
+from alpha_trader.desk import open_desk, sessions_to_trade
+from alpha_trader.pipeline import close_day, ingest, trade_cycle
 from alpha_trader.samples import source_for
 from alpha_trader.settings import Settings, load_settings
 from alpha_trader.store import begin_run, finish_run, open_store, this_process
+from alpha_trader.training import train
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)  # the clock on the wall, which no decision may read
 SMALL = {

@@ -1,6 +1,5 @@
 """Checks answer for any input, catch what they name, and leave good history alone"""
 
-from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import numpy as np
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpha_trader.bars import COLUMNS, FIELDS, load_panel, read_bars
-from alpha_trader.checks import check_bars, findings_table, ingest, jumped, like_split, no_entries
+from alpha_trader.checks import check_bars, findings_table, ingest, like_split
 from alpha_trader.domain import DataError
 from alpha_trader.samples import (
     SPLITS,
@@ -19,7 +18,6 @@ from alpha_trader.samples import (
     SyntheticSource,
     sample_frames,
     synthetic_frames,
-    synthetic_panel,
 )
 from alpha_trader.sessions import sessions_between
 
@@ -165,30 +163,6 @@ def test_a_larger_allowed_move_is_the_way_out():
 )
 def test_what_looks_like_a_split(ratio, busy, split):
     assert like_split(ratio, busy) == split
-
-
-def test_entries_stop_on_the_newest_jump_on_stale_and_on_refused_symbols():
-    apple = sample_frames()["AAPL"]
-    for day, stopped in ((date(2000, 9, 28), False), (date(2000, 9, 29), True), (date(2000, 10, 2), False)):
-        assert bool(no_entries(check_bars(apple, "AAPL", day)[1], day)) is stopped
-    late = check_bars(apple[:"2013-02-25"], "AAPL", AS_OF)[1]
-    assert no_entries(late, AS_OF)["AAPL"].startswith("stale: the newest bar is 4 sessions behind 2013-03-01")
-    refused = check_bars(apple.assign(split=1.0), "AAPL", AS_OF)[1]
-    assert no_entries(refused, AS_OF)["AAPL"].startswith("jump: ")
-
-
-def test_the_mask_of_a_panel_and_the_findings_agree():
-    events = Events(splits=(("SYNA", 20, 2.0), ("SYNB", 30, 3.0)), halts=(("SYNC", 10, 5),))
-    panel = synthetic_panel(symbols=3, sessions=60, events=events)
-    for close in (1.3, 0.7):
-        values = panel.values.copy()
-        values[:4, 40, 0] *= close  # there and back
-        mask = jumped(replace(panel, values=values))
-        assert mask.any(axis=0).tolist() == [True, False, False] and mask[40, 0] and mask[:40].sum() == 0
-    forgotten = jumped(replace(panel, splits=np.ones_like(panel.splits)))
-    assert np.argwhere(forgotten).tolist() == [[20, 0], [30, 1]]
-    for day in panel.sessions[[20, 30, 59]].tolist():  # no mask depends on what comes later
-        np.testing.assert_array_equal(jumped(panel.upto(day)), jumped(panel)[: panel.row(day) + 1])
 
 
 # --- anything at all --------------------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from replay import SMALL, Lab, close, closes, fills, prepare, trade
 
 from alpha_trader.backtest import Backtest, fills_frame, run_backtest
 from alpha_trader.confidence import agreement, consensus
+from alpha_trader.desk import champion
 from alpha_trader.features import features
 from alpha_trader.models import predict_panel
-from alpha_trader.pipeline import champion, load_bars
 from alpha_trader.registry import load_model
+from alpha_trader.research import load_bars
 
 SETTINGS = {
     "shipped": {},
