@@ -374,7 +374,8 @@ def usable_folds(
     if not folds:
         raise ModelError(
             f"no walk-forward: {len(sessions)} sessions with {rows[-1]} complete rows hold no {model.refit} refit "
-            f"after min_train = {model.min_train} sessions and {LEAST_ROWS} rows"
+            f"after min_train = {model.min_train} sessions and {LEAST_ROWS} rows; "
+            "allowed: more history, a smaller [model] min_train, or a shorter [model] refit"
         )
     return folds
 

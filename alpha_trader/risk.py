@@ -99,7 +99,7 @@ def stop_due(
     rules: RiskRules,
 ) -> bool:
     "Has the loss limit been reached?"
-    return price <= average_price * (1.0 + rules.stop_loss)
+    return price <= average_price * (1.0 + rules.stop_loss) + 1e-9
 
 # %% ../nbs/09_risk.ipynb #e0e05a81
 @kernel
@@ -109,7 +109,7 @@ def target_due(
     rules: RiskRules,
 ) -> bool:
     "Has the profit target been reached?"
-    return price >= average_price * (1.0 + rules.take_profit)
+    return price >= average_price * (1.0 + rules.take_profit) - 1e-9
 
 # %% ../nbs/09_risk.ipynb #b0470715
 @kernel

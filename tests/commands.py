@@ -1,24 +1,27 @@
 """Helpers of the command-line tests: the real command in a real process, and what a workspace remembers"""
 
+import fcntl
 import hashlib
 import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import CHECKOUT
 from replay import SMALL
 
-# six sessions with entries, stops, a target taken, an exit at the horizon, cool-downs and new entries; fitted in seconds
+# six sessions with entries, stops, a target taken, an exit at the horizon, cool-downs and new entries
 LIVELY: dict[str, object] = SMALL | {
     "label.horizon": 2,
-    "model.min_train": 2900,
     "risk.stop_loss": -0.015,
     "risk.take_profit": 0.015,
     "run.paper_sessions": 6,
@@ -59,14 +62,74 @@ def alpha_trader(root: Path, *words: str) -> Answer:
     return python(root, "from alpha_trader.cli import main; main()", *words)
 
 
+MANY = """
+import json, os, sys, tempfile, traceback
+from alpha_trader.cli import main
+
+def answer(words):
+    files = [tempfile.TemporaryFile() for _ in range(2)]
+    pid = os.fork()
+    if pid == 0:
+        for number, file in enumerate(files, start=1):
+            os.dup2(file.fileno(), number)
+        sys.argv, code = ["alpha-trader", *words], 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    code, texts = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), []
+    for file in files:
+        file.seek(0)
+        texts.append(file.read().decode())
+    return code, *texts
+
+print(json.dumps([answer(words) for words in json.loads(sys.argv[1])]))
+"""
+
+
+def alpha_traders(root: Path, *commands: Sequence[str]) -> list[Answer]:
+    "Several commands, one after the other, each in a process of its own; a common parent has paid the imports"
+    parent = python(root, MANY, json.dumps(commands))
+    assert (parent.code, parent.err) == (0, ""), parent.err
+    return [Answer(*said) for said in json.loads(parent.out)]
+
+
 def edit_settings(root: Path, changes: dict[str, object]) -> None:
     "Change single lines of the shipped `settings.ini`"
     path = root / "settings.ini"
     text = path.read_text()
     for name, value in changes.items():
-        text, count = re.subn(rf"^{name.split('.')[1]} =.*$", f"{name.split('.')[1]} = {value}", text, flags=re.MULTILINE)
+        key = name.split(".")[1]
+        text, count = re.subn(rf"^{key} =.*$", f"{key} = {value}", text, flags=re.MULTILINE)
         assert count == 1, f"settings.ini has {count} lines of {name}"
     path.write_text(text)
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    "Let one process at a time through: pytest-xdist gives the tests of one file to several"
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def first_start(factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    "A workspace of the shipped settings, made small and lively, after its first `start`; one for all test files"
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    root, told = base / "first-start", base / "first-start.json"
+    with alone(base / "first-start.lock"):
+        if not told.exists():
+            shutil.copytree(CHECKOUT / "nbs" / "runs", root / "nbs" / "runs")
+            shutil.copy(CHECKOUT / "settings.ini", root)
+            edit_settings(root, LIVELY)
+            told.write_text(json.dumps(vars(alpha_trader(root, "start"))))
+    return root, Answer(**json.loads(told.read_text()))
 
 
 def tables(path: Path) -> Tables:

@@ -243,13 +243,13 @@ class Replay:
         "What to do with a position; no gate is asked"
         risk, signals = self.rules.risk, self.rules.signals
         position, mark = self.positions[symbol], self.last_close[symbol]
-        if mark <= position.average * (1.0 + risk.stop_loss):
+        if mark <= position.average * (1.0 + risk.stop_loss) + 1e-9:
             return Reason.STOP_LOSS
         if opinion.predicted < signals.sell and opinion.confidence > signals.confidence:
             return Reason.SELL_SIGNAL
         if row - position.entered >= self.rules.horizon and not self.is_buy(opinion):
             return Reason.HORIZON
-        if not position.taken and mark >= position.average * (1.0 + risk.take_profit):
+        if not position.taken and mark >= position.average * (1.0 + risk.take_profit) - 1e-9:
             return Reason.TAKE_PROFIT
         return Reason.HOLD
 

@@ -18,7 +18,8 @@ from alpha_trader.store import begin_run, finish_run, open_store, this_process
 from alpha_trader.training import train
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)  # the clock on the wall, which no decision may read
-SMALL = {
+SMALL = {  # fitted in seconds
+    "model.min_train": 2900,
     "model.lightgbm_rounds": 15,
     "model.xgboost_rounds": 15,
     "signals.buy": 0.001,

@@ -16,6 +16,7 @@ BUSY = {
     "data.source": "synthetic",
     "data.synthetic_symbols": 10,
     "data.synthetic_sessions": 1100,
+    "model.min_train": 900,
     "label.horizon": 2,
     "signals.buy": 0.0001,
     "signals.sell": -0.0001,

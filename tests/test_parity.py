@@ -52,6 +52,6 @@ def compare(lab: Lab) -> int:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_live_equals_backtest_on_the_sample(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    sessions = 250 if request.config.getoption("--slow") else 60
+    sessions = 250 if request.config.getoption("--slow") else 30
     lab = prepare(tmp_path, SMALL | {"run.paper_sessions": sessions} | SETTINGS[name])
     assert compare(lab) > 5
