@@ -63,8 +63,14 @@ def alpha_trader(root: Path, *words: str) -> Answer:
 
 
 MANY = """
-import json, os, sys, tempfile, traceback
+import importlib, json, os, sys, tempfile, traceback
 from alpha_trader.cli import main
+from alpha_trader.runner import LIBRARIES
+from alpha_trader.sessions import calendar
+
+for name in LIBRARIES:
+    importlib.import_module(name)
+calendar()
 
 def answer(words):
     files = [tempfile.TemporaryFile() for _ in range(2)]
