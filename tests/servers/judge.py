@@ -1,0 +1,36 @@
+"""Alpaca's own specification as the judge of every request and reply
+
+The OpenAPI documents ship in the wheel `alpaca-mcp-server` (MIT); `openapi-core` reads them. A hook on the client
+library's session hands it what was really sent and answered.
+"""
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from openapi_core import OpenAPI
+from openapi_core.contrib.requests import RequestsOpenAPIRequest, RequestsOpenAPIResponse
+from requests import Response
+
+DECLARED = (200, 204, 207)
+
+
+@cache
+def specification(name: str) -> dict[str, Any]:
+    return json.loads(files("alpaca_mcp_server").joinpath("specs", f"{name}-api.json").read_text())
+
+
+class Judge:
+    "Raises in the middle of a test when something was not as the specification says"
+
+    def __init__(self, name: str, url: str):
+        self.api = OpenAPI.from_dict(specification(name) | {"servers": [{"url": url}]})
+        self.seen = 0
+
+    def __call__(self, response: Response, *_: object, **__: object) -> None:
+        request = RequestsOpenAPIRequest(response.request)
+        self.api.validate_request(request)
+        if response.status_code in DECLARED:
+            self.api.validate_response(request, RequestsOpenAPIResponse(response))
+        self.seen += 1

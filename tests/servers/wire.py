@@ -1,0 +1,133 @@
+"""HTTP on 127.0.0.1 for the local brokers: fast, stateful, and able to fail at the socket in every way a line can"""
+
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+
+@dataclass(frozen=True)
+class Request:
+    "What a client asked"
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: Any  # parsed JSON, or None
+
+
+@dataclass(frozen=True)
+class Reply:
+    "What is answered"
+
+    status: int = 200
+    body: Any = None  # JSON-ready; bytes are sent as they are; None = empty
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def content(self) -> bytes:
+        if self.body is None:
+            return b""
+        return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+
+
+@dataclass
+class Fault:
+    "What goes wrong with one request"
+
+    matches: Callable[[Request], bool]
+    action: str  # drop, hang, reset, close, truncate, drip, reply
+    after: bool = True  # the request is carried out first
+    reply: Reply | None = None  # for action reply, or instead of the real one
+    times: int = 1  # how often
+    seconds: float = 0.05  # of a hang, and between two drips
+    change: Callable[[Any], Any] | None = None  # of the real reply's body
+
+
+class Wire:
+    "A server whose answers come from `answer`, and whose faults are scripted"
+
+    def __init__(self, answer: Callable[[Request], Reply]):
+        self.answer, self.faults, self.log = answer, list[Fault](), list[Request]()
+        self.lock = threading.RLock()
+        wire = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version, wbufsize = "HTTP/1.1", -1
+
+            def handle_one(self) -> None:
+                parts = urlsplit(self.path)
+                length = int(self.headers.get("Content-Length") or 0)
+                text = self.rfile.read(length) if length else b""
+                query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+                try:
+                    body = json.loads(text) if text else None
+                except ValueError:
+                    body = None
+                request = Request(self.command, parts.path, query, dict(self.headers), body)
+                with wire.lock:
+                    wire.log.append(request)
+                    fault = wire.due(request)
+                    reply = wire.answer(request) if fault is None or fault.after else Reply(500)
+                wire.respond(self, reply, fault)
+
+            do_GET = do_POST = do_DELETE = do_PATCH = handle_one
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def due(self, request: Request) -> Fault | None:
+        for fault in self.faults:
+            if fault.times > 0 and fault.matches(request):
+                fault.times -= 1
+                return fault
+        return None
+
+    def respond(self, handler: BaseHTTPRequestHandler, reply: Reply, fault: Fault | None) -> None:
+        action = fault.action if fault else "reply"
+        if fault and fault.reply is not None:
+            reply = fault.reply
+        if fault and fault.change:
+            reply = Reply(reply.status, fault.change(reply.body), reply.headers)
+        content = reply.content()
+        if action in ("drop", "close", "reset", "hang"):
+            if action == "hang" and fault:
+                time.sleep(fault.seconds)
+            if action == "reset":
+                handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            handler.close_connection = True
+            handler.connection.close() if action == "reset" else handler.connection.shutdown(socket.SHUT_RDWR)
+            return
+        handler.send_response(reply.status)
+        headers = {"Content-Type": "application/json"} | reply.headers | {"Content-Length": str(len(content))}
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        try:
+            if action == "truncate":
+                handler.wfile.write(content[: len(content) // 2])
+                handler.close_connection = True
+            elif action == "drip" and fault:
+                for byte in content:
+                    handler.wfile.write(bytes([byte]))
+                    handler.wfile.flush()
+                    time.sleep(fault.seconds)
+            else:
+                handler.wfile.write(content)
+            handler.wfile.flush()
+        except OSError:
+            handler.close_connection = True
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
