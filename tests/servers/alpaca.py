@@ -12,15 +12,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from servers.exchange import Event, Exchange, Execution, Order, Refused, closing, next_session, opening, session_of
 from servers.wire import Reply, Request, Wire
 
 KEY, SECRET, ACCOUNT = "PKTESTTESTTESTTEST01", "secretsecretsecretsecretsecretsecret0001", "PA3TESTACCT1"
 NEW_YORK = "America/New_York"
 REFUSALS = {  # reason -> status, code
-    "duplicate": (422, 40010001), "symbol": (422, 42210000), "quantity": (422, 42210000), "price": (422, 42210000),
-    "held": (403, 40310000), "funds": (403, 40310000), "wash": (403, 40310000),
-}  # fmt: skip
+    "duplicate": (422, 40010001),
+    "symbol": (422, 42210000),
+    "quantity": (422, 42210000),
+    "price": (422, 42210000),
+    "held": (403, 40310000),
+    "funds": (403, 40310000),
+    "wash": (403, 40310000),
+}
 
 
 def stamp(moment: datetime | None) -> str | None:
@@ -74,7 +80,9 @@ class Alpaca:
                 return Reply(body=[self.asset(symbol) for symbol in self.exchange.tape.symbols])
             case "GET", ["assets", symbol]:
                 known = symbol in self.exchange.tape.symbols
-                return Reply(body=self.asset(symbol)) if known else error(404, 40410000, f"asset not found for {symbol}")
+                return (
+                    Reply(body=self.asset(symbol)) if known else error(404, 40410000, f"asset not found for {symbol}")
+                )
             case "GET", ["positions"]:
                 return Reply(body=[self.position(symbol) for symbol in sorted(self.exchange.shares)])
             case "GET", ["orders:by_client_order_id"]:
@@ -88,8 +96,8 @@ class Alpaca:
                 return Reply(body=self.order(order)) if order else error(404, 40410000, f"order not found for {name}")
             case "DELETE", ["orders", name]:
                 return self.cancel(name)
-            case "GET", ["account", "activities", kind]:
-                return Reply(body=self.activities(kind, query))
+            case "GET", ["account", "activities"]:
+                return Reply(body=self.activities(query))
             case "GET", ["stocks", "bars"]:
                 return self.bars(query)
             case "GET", ["stocks", "trades", "latest"]:
@@ -110,66 +118,142 @@ class Alpaca:
         equity, cash = exchange.equity(), exchange.cash
         held = number(equity - cash)
         return {
-            "id": "904837e3-3b76-47ec-b432-046db621571b", "account_number": ACCOUNT, "status": "ACTIVE", "currency": "USD",
-            "cash": number(cash), "equity": number(equity), "last_equity": number(exchange.last_equity(self.capital)),
-            "portfolio_value": number(equity), "buying_power": number(exchange.buying_power()),
-            "non_marginable_buying_power": number(exchange.buying_power()), "regt_buying_power": number(exchange.buying_power()),
-            "long_market_value": held, "short_market_value": "0", "initial_margin": "0", "maintenance_margin": "0",
-            "multiplier": "1", "trading_blocked": False, "transfers_blocked": False, "account_blocked": False,
-            "trade_suspended_by_user": False, "shorting_enabled": False, "created_at": "2020-01-01T00:00:00Z",
-            "sma": "0", "accrued_fees": "0",
-        }  # fmt: skip
+            "id": "904837e3-3b76-47ec-b432-046db621571b",
+            "account_number": ACCOUNT,
+            "status": "ACTIVE",
+            "currency": "USD",
+            "cash": number(cash),
+            "equity": number(equity),
+            "last_equity": number(exchange.last_equity(self.capital)),
+            "portfolio_value": number(equity),
+            "buying_power": number(exchange.buying_power()),
+            "non_marginable_buying_power": number(exchange.buying_power()),
+            "regt_buying_power": number(exchange.buying_power()),
+            "long_market_value": held,
+            "short_market_value": "0",
+            "initial_margin": "0",
+            "maintenance_margin": "0",
+            "multiplier": "1",
+            "trading_blocked": False,
+            "transfers_blocked": False,
+            "account_blocked": False,
+            "trade_suspended_by_user": False,
+            "shorting_enabled": False,
+            "created_at": "2020-01-01T00:00:00Z",
+            "sma": "0",
+            "accrued_fees": "0",
+        }
 
     def clock(self) -> dict[str, Any]:
         now = self.exchange.now
         session, following = session_of(now), next_session(now)
         return {
-            "timestamp": pd.Timestamp(now).tz_convert(NEW_YORK).isoformat(), "is_open": session is not None,
+            "timestamp": pd.Timestamp(now).tz_convert(NEW_YORK).isoformat(),
+            "is_open": session is not None,
             "next_open": pd.Timestamp(opening(following)).tz_convert(NEW_YORK).isoformat(),
             "next_close": pd.Timestamp(closing(session or following)).tz_convert(NEW_YORK).isoformat(),
-        }  # fmt: skip
+        }
 
     def asset(self, symbol: str) -> dict[str, Any]:
         return {
-            "id": f"00000000-0000-4000-8000-{self.exchange.tape.symbols.index(symbol):012d}", "class": "us_equity",
-            "exchange": "NASDAQ", "symbol": symbol, "name": f"{symbol} Inc.", "status": "active", "tradable": True,
-            "marginable": True, "maintenance_margin_requirement": 30, "shortable": True, "easy_to_borrow": True,
-            "fractionable": True, "attributes": [],
-        }  # fmt: skip
+            "id": f"00000000-0000-4000-8000-{self.exchange.tape.symbols.index(symbol):012d}",
+            "class": "us_equity",
+            "exchange": "NASDAQ",
+            "symbol": symbol,
+            "name": f"{symbol} Inc.",
+            "status": "active",
+            "tradable": True,
+            "marginable": True,
+            "maintenance_margin_requirement": 30,
+            "shortable": True,
+            "easy_to_borrow": True,
+            "fractionable": True,
+            "attributes": [],
+            "price_increment": "0.01" if (self.exchange.price(symbol) or 1) >= 1 else "0.0001",
+        }
 
     def position(self, symbol: str) -> dict[str, Any]:
         exchange = self.exchange
-        quantity, average, price = exchange.shares[symbol], exchange.average[symbol], exchange.price(symbol) or Decimal(0)
+        quantity, average, price = (
+            exchange.shares[symbol],
+            exchange.average[symbol],
+            exchange.price(symbol) or Decimal(0),
+        )
         value, cost = quantity * price, quantity * average
         return {
-            "asset_id": self.asset(symbol)["id"], "symbol": symbol, "exchange": "NASDAQ", "asset_class": "us_equity",
-            "asset_marginable": True, "avg_entry_price": number(round(average, 6)), "qty": number(quantity),
-            "qty_available": number(exchange.free(symbol)), "side": "long", "market_value": number(value),
-            "cost_basis": number(cost), "unrealized_pl": number(value - cost), "unrealized_plpc": "0",
-            "unrealized_intraday_pl": "0", "unrealized_intraday_plpc": "0", "current_price": number(price),
-            "lastday_price": number(price), "change_today": "0",
-        }  # fmt: skip
+            "asset_id": self.asset(symbol)["id"],
+            "symbol": symbol,
+            "exchange": "NASDAQ",
+            "asset_class": "us_equity",
+            "asset_marginable": True,
+            "avg_entry_price": number(round(average, 6)),
+            "qty": number(quantity),
+            "qty_available": number(exchange.free(symbol)),
+            "side": "long",
+            "market_value": number(value),
+            "cost_basis": number(cost),
+            "unrealized_pl": number(value - cost),
+            "unrealized_plpc": "0",
+            "unrealized_intraday_pl": "0",
+            "unrealized_intraday_plpc": "0",
+            "current_price": number(price),
+            "lastday_price": number(price),
+            "change_today": "0",
+        }
 
     def order(self, order: Order) -> dict[str, Any]:
-        ended = {name: stamp(order.ended) if order.status == name.removesuffix("_at") else None for name in ("canceled_at", "expired_at", "filled_at")}
+        ended = {
+            name: stamp(order.ended) if order.status == name.removesuffix("_at") else None
+            for name in ("canceled_at", "expired_at", "filled_at")
+        }
         return {
-            "id": order.id, "client_order_id": order.client_id, "created_at": stamp(order.submitted),
-            "updated_at": stamp(order.updated), "submitted_at": stamp(order.submitted), **ended,
-            "failed_at": stamp(order.ended) if order.status == "rejected" else None, "replaced_at": None, "replaced_by": None,
-            "replaces": None, "asset_id": self.asset(order.symbol)["id"], "symbol": order.symbol, "asset_class": "us_equity",
-            "notional": None, "qty": number(order.quantity), "filled_qty": number(order.filled),
-            "filled_avg_price": number(order.average), "order_class": "", "order_type": order.kind, "type": order.kind,
-            "side": order.side, "time_in_force": order.tif, "limit_price": number(order.limit), "stop_price": number(order.stop),
-            "status": order.status, "extended_hours": False, "legs": None, "trail_percent": None, "trail_price": None, "hwm": None,
-        }  # fmt: skip
+            "id": order.id,
+            "client_order_id": order.client_id,
+            "created_at": stamp(order.submitted),
+            "updated_at": stamp(order.updated),
+            "submitted_at": stamp(order.submitted),
+            **ended,
+            "failed_at": stamp(order.ended) if order.status == "rejected" else None,
+            "replaced_at": None,
+            "replaced_by": None,
+            "replaces": None,
+            "asset_id": self.asset(order.symbol)["id"],
+            "symbol": order.symbol,
+            "asset_class": "us_equity",
+            "notional": None,
+            "qty": number(order.quantity),
+            "filled_qty": number(order.filled),
+            "filled_avg_price": number(order.average),
+            "order_class": "",
+            "order_type": order.kind,
+            "type": order.kind,
+            "side": order.side,
+            "time_in_force": order.tif,
+            "limit_price": number(order.limit),
+            "stop_price": number(order.stop),
+            "status": order.status,
+            "extended_hours": False,
+            "legs": None,
+            "trail_percent": None,
+            "trail_price": None,
+            "hwm": None,
+        }
 
     def place(self, body: dict[str, Any]) -> Reply:
         try:
-            prices = {name: Decimal(body[f"{name}_price"]) if body.get(f"{name}_price") else None for name in ("limit", "stop")}
+            prices = {
+                name: Decimal(body[f"{name}_price"]) if body.get(f"{name}_price") else None
+                for name in ("limit", "stop")
+            }
             order = self.exchange.submit(
-                body["symbol"], body["side"], Decimal(body["qty"]), body["type"], body["time_in_force"], **prices,
+                body["symbol"],
+                body["side"],
+                Decimal(body["qty"]),
+                body["type"],
+                body["time_in_force"],
+                **prices,
                 client_id=body.get("client_order_id") or "",
-            )  # fmt: skip
+            )
         except Refused as refused:
             status, code = REFUSALS[refused.reason]
             return error(status, code, refused.detail, **refused.more)
@@ -197,21 +281,26 @@ class Alpaca:
         wanted = query.get("status", "open")
         after, until = (pd.Timestamp(query[name]) if name in query else None for name in ("after", "until"))
         found = [
-            order for order in self.exchange.orders.values()
+            order
+            for order in self.exchange.orders.values()
             if (wanted == "all" or (order.left > 0) == (wanted == "open"))
-            and (after is None or order.submitted > after) and (until is None or order.submitted < until)
-        ]  # fmt: skip
+            and (after is None or order.submitted > after)
+            and (until is None or order.submitted < until)
+        ]
         found.sort(key=lambda order: order.number, reverse=query.get("direction", "desc") == "desc")
         return found[: min(int(query.get("limit", 50)), 500)]
 
-    def activities(self, kind: str, query: dict[str, str]) -> list[dict[str, Any]]:
-        if kind == "FILL":
-            rows = [self.fill(execution) for execution in self.exchange.executions]
-        else:
-            rows = [self.event(event) for event in self.exchange.events if kind in (self.word(event), "CA")]
+    def activities(self, query: dict[str, str]) -> list[dict[str, Any]]:
+        kinds = query["activity_types"].split(",")
+        rows = [self.fill(execution) for execution in self.exchange.executions] if "FILL" in kinds else []
+        rows += [self.event(event) for event in self.exchange.events if self.word(event) in kinds]
         if "after" in query:
             after = pd.Timestamp(query["after"])
-            rows = [row for row in rows if pd.Timestamp(row.get("transaction_time") or row["date"]).tz_localize(None) > after.tz_localize(None)]
+            rows = [
+                row
+                for row in rows
+                if pd.Timestamp(row.get("transaction_time") or row["date"]).tz_localize(None) > after.tz_localize(None)
+            ]
         if query.get("direction", "desc") == "desc":
             rows.reverse()
         if "page_token" in query:
@@ -222,12 +311,19 @@ class Alpaca:
     def fill(self, execution: Execution) -> dict[str, Any]:
         order = execution.order
         return {
-            "id": execution.id, "activity_type": "FILL", "transaction_time": stamp(execution.at),
-            "type": "fill" if execution.total == order.quantity else "partial_fill", "price": number(execution.price),
-            "qty": number(execution.quantity), "side": order.side, "symbol": order.symbol,
-            "leaves_qty": number(order.quantity - execution.total), "order_id": order.id, "cum_qty": number(execution.total),
+            "id": execution.id,
+            "activity_type": "FILL",
+            "transaction_time": stamp(execution.at),
+            "type": "fill" if execution.total == order.quantity else "partial_fill",
+            "price": number(execution.price),
+            "qty": number(execution.quantity),
+            "side": order.side,
+            "symbol": order.symbol,
+            "leaves_qty": number(order.quantity - execution.total),
+            "order_id": order.id,
+            "cum_qty": number(execution.total),
             "order_status": "filled" if execution.total == order.quantity else "partially_filled",
-        }  # fmt: skip
+        }
 
     @staticmethod
     def word(event: Event) -> str:
@@ -236,11 +332,15 @@ class Alpaca:
     def event(self, event: Event) -> dict[str, Any]:
         shares = self.exchange.shares.get(event.symbol, Decimal(0))
         return {
-            "id": f"{event.at:%Y%m%d}000000000::{event.id}", "activity_type": self.word(event), "date": str(event.session),
-            "net_amount": number(event.cash), "symbol": event.symbol,
+            "id": f"{event.at:%Y%m%d}000000000::{event.id}",
+            "activity_type": self.word(event),
+            "date": str(event.session),
+            "net_amount": number(event.cash),
+            "symbol": event.symbol,
             "qty": number(event.quantity if event.kind == "split" else shares),
-            "per_share_amount": number(event.amount) if event.kind == "dividend" else None, "status": "executed",
-        }  # fmt: skip
+            "per_share_amount": number(event.amount) if event.kind == "dividend" else None,
+            "status": "executed",
+        }
 
     # ---------------------------------------------------------------- market data
 
@@ -260,7 +360,9 @@ class Alpaca:
         following = str(first + size) if first + size < len(rows) else None
         return Reply(body={"bars": bars, "next_page_token": following})
 
-    def history(self, symbol: str, start: pd.Timestamp | None, end: pd.Timestamp | None) -> Iterable[tuple[str, dict[str, Any]]]:
+    def history(
+        self, symbol: str, start: pd.Timestamp | None, end: pd.Timestamp | None
+    ) -> Iterable[tuple[str, dict[str, Any]]]:
         tape = self.exchange.tape
         if symbol not in tape.symbols:
             return
@@ -271,14 +373,44 @@ class Alpaca:
                 continue
             if (start is None or at >= start) and (end is None or at <= end):
                 o, h, low, c, v = (float(value) for value in values[:, row])
-                yield symbol, {"t": at.tz_convert(UTC).isoformat().replace("+00:00", "Z"), "o": o, "h": h, "l": low, "c": c, "v": int(v), "n": 100, "vw": c}
+                yield (
+                    symbol,
+                    {
+                        "t": at.tz_convert(UTC).isoformat().replace("+00:00", "Z"),
+                        "o": o,
+                        "h": h,
+                        "l": low,
+                        "c": c,
+                        "v": int(v),
+                        "n": 100,
+                        "vw": c,
+                    },
+                )
 
     def trade(self, symbol: str) -> dict[str, Any]:
-        return {"t": stamp(self.exchange.now), "x": "V", "p": float(self.exchange.price(symbol) or 0), "s": 100, "c": ["@"], "i": 1, "z": "C"}
+        return {
+            "t": stamp(self.exchange.now),
+            "x": "V",
+            "p": float(self.exchange.price(symbol) or 0),
+            "s": 100,
+            "c": ["@"],
+            "i": 1,
+            "z": "C",
+        }
 
     def quote(self, symbol: str) -> dict[str, Any]:
         price = float(self.exchange.price(symbol) or 0)
-        return {"t": stamp(self.exchange.now), "ax": "V", "ap": price, "as": 100, "bx": "V", "bp": price, "bs": 100, "c": ["R"], "z": "C"}
+        return {
+            "t": stamp(self.exchange.now),
+            "ax": "V",
+            "ap": price,
+            "as": 100,
+            "bx": "V",
+            "bp": price,
+            "bs": 100,
+            "c": ["R"],
+            "z": "C",
+        }
 
     def actions(self, query: dict[str, str]) -> dict[str, Any]:
         tape, found = self.exchange.tape, {"forward_splits": [], "reverse_splits": [], "cash_dividends": []}
@@ -289,12 +421,22 @@ class Alpaca:
                 if symbol not in wanted or not inside:
                     continue
                 ratio, dividend = float(tape.splits[row, n]), float(tape.dividends[row, n])
-                common = {"id": f"{day}-{symbol}", "symbol": symbol, "ex_date": str(day), "process_date": str(day), "cusip": "000000000"}
+                common = {
+                    "id": f"{day}-{symbol}",
+                    "symbol": symbol,
+                    "ex_date": str(day),
+                    "process_date": str(day),
+                    "cusip": "000000000",
+                }
                 if ratio != 1:
                     kind = "forward_splits" if ratio > 1 else "reverse_splits"
-                    rates = {"new_rate": ratio, "old_rate": 1.0} if ratio > 1 else {"new_rate": 1.0, "old_rate": 1 / ratio}
+                    rates = (
+                        {"new_rate": ratio, "old_rate": 1.0} if ratio > 1 else {"new_rate": 1.0, "old_rate": 1 / ratio}
+                    )
                     cusips = {} if ratio > 1 else {"old_cusip": "000000000", "new_cusip": "000000001"}
-                    found[kind].append({k: v for k, v in common.items() if not (cusips and k == "cusip")} | rates | cusips)
+                    found[kind].append(
+                        {k: v for k, v in common.items() if not (cusips and k == "cusip")} | rates | cusips
+                    )
                 if dividend:
                     found["cash_dividends"].append(common | {"rate": dividend, "special": False, "foreign": False})
         return {"corporate_actions": found, "next_page_token": None}

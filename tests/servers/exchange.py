@@ -107,7 +107,9 @@ def closing(session: date) -> datetime:
 
 def next_session(moment: datetime) -> date:
     "The session that opens next"
-    for day in XNYS.sessions_in_range(pd.Timestamp(moment.date()) - pd.Timedelta(days=1), pd.Timestamp(moment.date()) + pd.Timedelta(days=12)):
+    for day in XNYS.sessions_in_range(
+        pd.Timestamp(moment.date()) - pd.Timedelta(days=1), pd.Timestamp(moment.date()) + pd.Timedelta(days=12)
+    ):
         if opening(day.date()) > moment:
             return day.date()
     raise AssertionError("the calendar ends")
@@ -165,14 +167,36 @@ class Exchange:
     # ---------------------------------------------------------------- orders
 
     def submit(
-        self, symbol: str, side: str, quantity: Decimal, kind: str, tif: str = "day", limit: Decimal | None = None,
-        stop: Decimal | None = None, client_id: str = "", group: str | None = None,
-    ) -> Order:  # fmt: skip
+        self,
+        symbol: str,
+        side: str,
+        quantity: Decimal,
+        kind: str,
+        tif: str = "day",
+        limit: Decimal | None = None,
+        stop: Decimal | None = None,
+        client_id: str = "",
+        group: str | None = None,
+    ) -> Order:
         "Accept an order, or raise `Refused`"
         with self.lock:
             number = next(self.numbers)
             name = f"{number:08d}-0000-4000-8000-{number:012d}"
-            order = Order(name, client_id or f"own-{name}", symbol, side, quantity, kind, tif, limit, stop, group, self.now, self.now, number)
+            order = Order(
+                name,
+                client_id or f"own-{name}",
+                symbol,
+                side,
+                quantity,
+                kind,
+                tif,
+                limit,
+                stop,
+                group,
+                self.now,
+                self.now,
+                number,
+            )
             self.check(order)
             self.orders[name] = order
             self.match(order)
@@ -195,7 +219,11 @@ class Exchange:
             held, free = self.shares.get(order.symbol, Decimal(0)), self.free(order.symbol, order.group)
             if order.quantity > free:
                 more = {"available": str(free), "existing_qty": str(held), "held_for_orders": str(held - free)}
-                raise Refused("held", f"insufficient qty available for order (requested: {order.quantity}, available: {free})", **more)
+                raise Refused(
+                    "held",
+                    f"insufficient qty available for order (requested: {order.quantity}, available: {free})",
+                    **more,
+                )
         elif self.value(order) > self.buying_power():
             more = {"buying_power": str(self.buying_power()), "cost_basis": str(self.value(order))}
             raise Refused("funds", "insufficient buying power", **more)
@@ -212,7 +240,12 @@ class Exchange:
     def free(self, symbol: str, group: str | None = None) -> Decimal:
         holds: dict[str, Decimal] = {}
         for order in self.orders.values():
-            if order.symbol == symbol and order.side == "sell" and order.left and (group is None or order.group != group):
+            if (
+                order.symbol == symbol
+                and order.side == "sell"
+                and order.left
+                and (group is None or order.group != group)
+            ):
                 key = order.group or order.id
                 holds[key] = max(holds.get(key, Decimal(0)), order.left)
         return self.shares.get(symbol, Decimal(0)) - sum(holds.values(), Decimal(0))
@@ -224,7 +257,11 @@ class Exchange:
         if bar is None or not order.left:
             return
         price, sells = bar[0], order.side == "sell"
-        if order.kind == "limit" and order.limit is not None and not (price > order.limit if sells else price < order.limit):
+        if (
+            order.kind == "limit"
+            and order.limit is not None
+            and not (price > order.limit if sells else price < order.limit)
+        ):
             return
         if order.kind == "stop" and order.stop is not None and (price > order.stop if sells else price < order.stop):
             return
@@ -293,11 +330,33 @@ class Exchange:
                 if held:
                     self.shares[symbol] = held * ratio
                     self.average[symbol] /= ratio
-                    self.events.append(Event(f"split-{session}-{symbol}", symbol, session, "split", ratio, held * (ratio - 1), Decimal(0), self.now))
+                    self.events.append(
+                        Event(
+                            f"split-{session}-{symbol}",
+                            symbol,
+                            session,
+                            "split",
+                            ratio,
+                            held * (ratio - 1),
+                            Decimal(0),
+                            self.now,
+                        )
+                    )
             if dividend and self.shares.get(symbol):
                 cash = (self.shares[symbol] * dividend).quantize(CENT, ROUND_HALF_UP)
                 self.cash += cash
-                self.events.append(Event(f"dividend-{session}-{symbol}", symbol, session, "dividend", dividend, Decimal(0), cash, self.now))
+                self.events.append(
+                    Event(
+                        f"dividend-{session}-{symbol}",
+                        symbol,
+                        session,
+                        "dividend",
+                        dividend,
+                        Decimal(0),
+                        cash,
+                        self.now,
+                    )
+                )
         for order in list(self.orders.values()):
             if order.kind == "market":
                 self.match(order)
@@ -326,7 +385,10 @@ class Exchange:
     # ---------------------------------------------------------------- the account
 
     def equity(self) -> Decimal:
-        held = [(quantity * (self.price(symbol) or 0)).quantize(CENT, ROUND_HALF_UP) for symbol, quantity in self.shares.items()]
+        held = [
+            (quantity * (self.price(symbol) or 0)).quantize(CENT, ROUND_HALF_UP)
+            for symbol, quantity in self.shares.items()
+        ]
         return self.cash + sum(held, Decimal(0))
 
     def last_equity(self, capital: Decimal) -> Decimal:
