@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from servers.alpaca import KEY, SECRET, Alpaca
 from servers.exchange import Exchange
 from servers.judge import Judge
