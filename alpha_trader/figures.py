@@ -9,10 +9,11 @@ __all__ = ['OURS', 'OTHERS', 'GAIN', 'LOSS', 'WARN', 'MUTED', 'LIGHT', 'ACTIONS'
            'per_point', 'day_texts', 'line', 'add_others', 'money_axis', 'equity_figure', 'drawdown_figure',
            'limit_line', 'exposure_figure', 'rolling_sharpe_figure', 'turnover_figure', 'returns_figure',
            'profit_figure', 'prediction_figure', 'confidence_figure', 'feature_gain_figure', 'freshness_figure',
-           'limits_figure', 'Kind', 'moment_text', 'shares_text', 'number_text', 'kind_of', 'is_number', 'is_missing',
-           'Toned', 'tone_of', 'written', 'table_cell', 'Table', 'decisions_table', 'orders_table', 'facts_table',
-           'toned', 'measures_table', 'tint', 'HeatTable', 'monthly_table', 'best_set', 'coarse', 'landscape',
-           'color_axis', 'level_text', 'sweep_title', 'sweep_line', 'add_map', 'heat_maps']
+           'limits_figure', 'Kind', 'moment_text', 'shares_text', 'number_text', 'length_text', 'size_text', 'kind_of',
+           'is_number', 'is_missing', 'Toned', 'tone_of', 'written', 'table_cell', 'Table', 'decisions_table',
+           'orders_table', 'facts_table', 'toned', 'measures_table', 'month_text', 'tint', 'HeatTable', 'monthly_table',
+           'best_set', 'coarse', 'landscape', 'color_axis', 'level_text', 'sweep_title', 'sweep_line', 'add_map',
+           'heat_maps']
 
 # %% ../nbs/15_figures.ipynb #1520dcf3
 import html
@@ -61,7 +62,7 @@ def house_template() -> go.layout.Template:
         }
     )
 
-# %% ../nbs/15_figures.ipynb #0b057f80
+# %% ../nbs/15_figures.ipynb #da5d75bf
 def noted(
     figure: go.Figure,
     note: str,  # "" says nothing
@@ -125,7 +126,7 @@ def line(
     look = {"color": color, "width": 1.8, "dash": dash}
     return figure.add_scatter(x=day_texts(kept.index), y=values, name=name, mode="lines", line=look, **style)
 
-# %% ../nbs/15_figures.ipynb #23fecc56
+# %% ../nbs/15_figures.ipynb #06bb4c20
 Curves = pd.Series | Mapping[str, pd.Series] | None  # by session; several with their names
 
 
@@ -140,7 +141,7 @@ def add_others(
         line(figure, form(curve), name, OTHERS, dash)
     return figure
 
-# %% ../nbs/15_figures.ipynb #36c0fcf0
+# %% ../nbs/15_figures.ipynb #e9ae057e
 def money_axis(
     figure: go.Figure,  # with lines of USD
 ) -> go.Figure:  # the same figure, changed
@@ -196,10 +197,13 @@ def exposure_figure(
     note: str = "",  # what a reader must not miss
 ) -> go.Figure:
     "How much of the account was at risk, and was the limit kept?"
-    figure = line(canvas("of equity", ".0%", note, yaxis_rangemode="tozero"), exposure, "in the market", OURS, fill="tozeroy")
+    figure = canvas("of equity", ".0%", note, yaxis_rangemode="tozero", showlegend=True)
+    line(figure, exposure, "in the market", LIGHT, fill="tozeroy")
+    if len(exposure) > 63:
+        line(figure, exposure.rolling(63).mean().dropna(), "mean of 63 sessions", OURS)
     return figure if limit is None else limit_line(figure, limit, f"limit {limit:.0%}")
 
-# %% ../nbs/15_figures.ipynb #19707482
+# %% ../nbs/15_figures.ipynb #25ae65fa
 def rolling_sharpe_figure(
     rolled: Sequence[pd.Series],  # named, a year; the most important last
     note: str = "",  # what a reader must not miss
@@ -210,7 +214,7 @@ def rolling_sharpe_figure(
         line(figure, series.dropna(), str(series.name), color)
     return figure
 
-# %% ../nbs/15_figures.ipynb #e8459232
+# %% ../nbs/15_figures.ipynb #cad30ccb
 def turnover_figure(
     turnover: pd.Series,  # of the equity, one a session
     note: str = "",  # what a reader must not miss
@@ -221,28 +225,30 @@ def turnover_figure(
     figure.add_bar(x=[f"{month}-01" for month in months.index], y=months.round(4).to_numpy(), name="bought and sold", marker_color=OURS, xperiod="M1", xperiodalignment="middle", xhoverformat="%b %Y")
     return thin(figure)
 
-# %% ../nbs/15_figures.ipynb #59cfdbad
+# %% ../nbs/15_figures.ipynb #fea5d788
 def returns_figure(
     returns: np.ndarray,  # fraction, one a session
     note: str = "",  # what a reader must not miss
 ) -> go.Figure:
     "What does a usual day look like, and what a bad one?"
-    counts, edges = np.histogram(returns, bins=60)
+    moved = returns[returns != 0.0]
+    counts, edges = np.histogram(moved, bins=60)
     middle, width = (edges[:-1] + edges[1:]) / 2, edges[1] - edges[0]
-    figure = canvas("sessions", ",d", note, hovermode="closest", bargap=0.05, xaxis_tickformat=".1~%", xaxis_title="return of a session", showlegend=False)
+    idle = f", {len(returns) - len(moved):,} sessions without any change not drawn" if len(moved) < len(returns) else ""
+    figure = canvas("sessions", ",d", note, hovermode="closest", bargap=0.05, xaxis_tickformat=".1~%", xaxis_title=f"return of a session{idle}", showlegend=False)
     figure.add_bar(x=middle.round(6), y=counts, width=width, marker_color=OURS, hovertemplate="around %{x:.2%}: %{y} sessions<extra></extra>")
     risk, shortfall = value_at_risk(returns), expected_shortfall(returns)
     limit_line(figure, risk, f"VaR 95 % {risk:.2%}", "x", "top right")
     return limit_line(figure, shortfall, f"CVaR 95 % {shortfall:.2%}", "x", "top left")
 
-# %% ../nbs/15_figures.ipynb #d35190db
+# %% ../nbs/15_figures.ipynb #0817c353
 def profit_figure(
     groups: pd.DataFrame,  # as from `profit_by`: the group, positions, profit (USD), win_rate
     note: str = "",  # what a reader must not miss
 ) -> go.Figure:
     "Where did the profit come from?"
     shown = groups.iloc[::-1]  # plotly draws from below
-    figure = canvas(str(groups.columns[0]).replace("_", " "), "", note, height=(150 if note else 90) + 28 * len(shown), hovermode="closest", xaxis_title="profit, USD", xaxis_tickformat=",.0f",
+    figure = canvas("", "", note, height=(150 if note else 90) + 28 * len(shown), hovermode="closest", xaxis_title="profit, USD", xaxis_tickformat=",.0f",
                     yaxis_type="category")
     hover = "%{y}: %{x:,.2f} USD, %{customdata[0]} positions, %{customdata[1]:.0%} won<extra></extra>"
     colors = [GAIN if profit >= 0 else LOSS for profit in shown["profit"]]
@@ -346,16 +352,26 @@ def number_text(value: Any) -> str:
     "Any number: cents when it is large, four digits when it is small"
     return f"{value:,.2f}" if abs(value) >= 1000 else f"{value + 0:,.4g}"
 
+
+def length_text(value: Any) -> str:
+    "Sessions: whole, or a mean to the tenth"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def size_text(value: Any) -> str:
+    "An estimate of USD, which is not known to more than two digits"
+    return "unlimited" if math.isinf(value) else f"{float(f'{value:.2g}'):,.0f} USD"
+
 # %% ../nbs/15_figures.ipynb #e3cad22e
 TEXT, DAY, MOMENT = Kind(str, number=False), Kind(lambda v: str(v)[:10], number=False), Kind(moment_text, number=False)
 USD, PRICE, SHARES = Kind("{:,.2f}".format), Kind("{:,.2f}".format), Kind(shares_text)
-RETURN, PERCENT = Kind("{:+.2%}".format, signed=True), Kind("{:.1%}".format)
-FINE, LENGTH, SIZE = Kind("{:.4%}".format), Kind("{:.1f}".format), Kind("{:,.0f} USD".format)  # small shares, sessions on average, estimates
+RETURN, PERCENT = Kind("{:+,.2%}".format, signed=True), Kind("{:.1%}".format)
+FINE, LENGTH, SIZE = Kind("{:.4%}".format), Kind(length_text), Kind(size_text)  # small shares, sessions on average, estimates
 GAIN_USD, RATIO, COUNT = Kind("{:+,.2f}".format, signed=True), Kind("{:.2f}".format), Kind("{:,.0f}".format)
 
 # %% ../nbs/15_figures.ipynb #8cde4a13
 COLUMNS: dict[str, Kind] = {
-    **dict.fromkeys(("predicted", "return", "day_return", "total_return", "annualized_return", "unrealized", "max_drawdown", "drawdown", "depth", "excess", "profit_rate", "value_at_risk", "expected_shortfall", "best_day", "worst_day"), RETURN),
+    **dict.fromkeys(("predicted", "return", "day_return", "total_return", "annualized_return", "unrealized", "max_drawdown", "drawdown", "depth", "excess", "value_at_risk", "expected_shortfall", "best_day", "worst_day"), RETURN),
     **dict.fromkeys(("pnl", "profit", "realized", "cash_flow"), GAIN_USD),
     **dict.fromkeys(("value", "market_value", "cash", "settled_cash", "equity", "last_equity", "previous_close", "buying_power", "notional", "fee", "fees", "cost", "paid", "capital"), USD),
     **dict.fromkeys(("price", "average_price", "last_price", "limit_price", "stop_price", "reference_price", "open", "high", "low", "close", "last_close", "level", "stop", "target"), PRICE),
@@ -364,7 +380,8 @@ COLUMNS: dict[str, Kind] = {
     **dict.fromkeys(("confidence", "agreement", "sharpe_ratio", "sharpe_error", "sharpe", "sortino_ratio", "calmar_ratio", "beta", "correlation", "rank_ic_t"), RATIO),
     **dict.fromkeys(("of_turnover", "median_participation", "largest_participation"), FINE),
     **dict.fromkeys(("capital_at_1_percent_participation", "capital_at_half_of_gross_profit_eaten"), SIZE),
-    **dict.fromkeys(("volume", "rows", "bars", "count", "age", "sessions", "sessions_behind", "longest_drawdown", "positions", "orders"), COUNT),
+    **dict.fromkeys(("volume", "rows", "bars", "count", "age", "sessions_behind", "longest_drawdown", "positions", "orders"), COUNT),
+    "sessions": LENGTH,
     **dict.fromkeys(("session", "date", "first_session", "last_session", "trained_from", "trained_to"), DAY),
     **dict.fromkeys(("at", "submitted_at", "updated_at", "started_at", "finished_at", "created_at", "fetched_at", "as_of"), MOMENT),
 }
@@ -530,11 +547,18 @@ def measures_table(
 account_table = facts_table  # of the account's fields
 
 # %% ../nbs/15_figures.ipynb #0e827dbc
+def month_text(value: float) -> str:
+    "A return to a tenth of a percent; nothing has no sign"
+    return f"{value:+.1%}" if abs(value) >= 0.0005 else "0.0%"
+
+
 def tint(
     value: float,  # a return
     full: float = 0.1,  # the size that gets the strongest colour
 ) -> str:  # CSS colour
     "Background of a return: the larger, the stronger"
+    if abs(value) < 0.0005:
+        return "transparent"
     strength = round(0.08 + 0.42 * min(abs(value) / full, 1.0), 2)
     return f"rgba({'0,158,115' if value >= 0 else '213,94,0'},{strength})"
 
@@ -545,13 +569,13 @@ class HeatTable:
     returns: pd.DataFrame  # of `monthly_returns`
 
     def __repr__(self) -> str:
-        return self.returns.map(lambda v: "" if is_missing(v) else f"{v:+.1%}").to_string()
+        return self.returns.map(lambda v: "" if is_missing(v) else month_text(v)).to_string()
 
     def _repr_html_(self) -> str:
         head = "".join(f'<th style="text-align:right">{name}</th>' for name in ("", *self.returns.columns))
         body = "".join(
             f"<tr><th>{year}</th>"
-            + "".join("<td></td>" if is_missing(v) else f'<td style="text-align:right;background:{tint(v)}">{v:+.1%}</td>' for v in row)
+            + "".join("<td></td>" if is_missing(v) else f'<td style="text-align:right;background:{tint(v)}">{month_text(v)}</td>' for v in row)
             + "</tr>"
             for year, row in zip(self.returns.index, self.returns.to_numpy(), strict=True)
         )
@@ -565,7 +589,7 @@ def monthly_table(
     "Did one month make the result?"
     return HeatTable(monthly_returns(equity, float(equity.iloc[0]) if capital is None else capital))
 
-# %% ../nbs/15_figures.ipynb #1d5353c6
+# %% ../nbs/15_figures.ipynb #2ac02069
 LESS_IS_BETTER = ("turnover", "volatility", "sharpe_error")
 
 
@@ -579,7 +603,7 @@ def best_set(
         return None
     return table.loc[known.idxmin() if measure in LESS_IS_BETTER else known.idxmax()]
 
-# %% ../nbs/15_figures.ipynb #253d1c51
+# %% ../nbs/15_figures.ipynb #9409e048
 def coarse(
     values: pd.Series,  # of one setting, one a set
     most: int = 22,  # different ones that stay; 22 × 22 < 500
@@ -592,7 +616,7 @@ def coarse(
     middle = {value: group[len(group) // 2] for group in groups for value in group}
     return values.map(middle)
 
-# %% ../nbs/15_figures.ipynb #201bdeb1
+# %% ../nbs/15_figures.ipynb #c9e28b9b
 def landscape(
     table: pd.DataFrame,  # one row a set
     across: str,  # setting on the x axis
@@ -603,7 +627,7 @@ def landscape(
     cells = pd.DataFrame({"x": coarse(table[across]), "y": coarse(table[up]), "z": table[measure].astype(float)})
     return cells.groupby(["y", "x"])["z"].median().unstack().sort_index().sort_index(axis=1)
 
-# %% ../nbs/15_figures.ipynb #39f7fa13
+# %% ../nbs/15_figures.ipynb #08b49bb5
 def color_axis(
     values: np.ndarray,  # of the measure
     form: str,  # d3 format
@@ -616,7 +640,7 @@ def color_axis(
         return {"colorscale": [[0, LOSS], [0.5, "#f4f4f4"], [1, GAIN]], "cmin": -reach, "cmax": reach, "colorbar": bar}
     return {"colorscale": "Cividis", "cmin": low, "cmax": high, "colorbar": bar}
 
-# %% ../nbs/15_figures.ipynb #e28eb53a
+# %% ../nbs/15_figures.ipynb #ca3ed413
 def level_text(value: Any) -> str:
     "A value of a setting, as in `settings.ini`"
     return f"{value:g}" if is_number(value) else str(value)
@@ -635,13 +659,13 @@ def sweep_title(
         title += f"<br>best: {written(best[measure], kind_of(measure, [best[measure]]))} at {at}"
     return title + (f"<br><b>{note}</b>" if note else "")
 
-# %% ../nbs/15_figures.ipynb #b1fff20b
+# %% ../nbs/15_figures.ipynb #916a5bc5
 BEST: dict[str, Any] = {  # how the best set is marked, everywhere
     "mode": "markers", "name": "best", "showlegend": False, "hovertemplate": "the best set<extra></extra>",
     "marker": {"symbol": "star", "size": 14, "color": "#ffffff", "line": {"color": "#111827", "width": 1.5}},
 }  # fmt: skip
 
-# %% ../nbs/15_figures.ipynb #9bd705f3
+# %% ../nbs/15_figures.ipynb #af7b3d6d
 def sweep_line(
     table: pd.DataFrame,  # one row a set
     name: str,  # the setting
@@ -658,7 +682,7 @@ def sweep_line(
         figure.add_scatter(x=[best[name]], y=[best[measure]], **BEST)
     return figure
 
-# %% ../nbs/15_figures.ipynb #eafd31e4
+# %% ../nbs/15_figures.ipynb #b216b9c4
 def add_map(
     figure: go.Figure,  # made of subplots
     table: pd.DataFrame,  # one row a set
@@ -680,7 +704,7 @@ def add_map(
     figure.update_xaxes(type="category", title_text=across, showgrid=False, row=place, col=1)
     figure.update_yaxes(type="category", title_text=up, showgrid=False, row=place, col=1)
 
-# %% ../nbs/15_figures.ipynb #fea32f8b
+# %% ../nbs/15_figures.ipynb #b3be4062
 def heat_maps(
     table: pd.DataFrame,  # one row a set: the swept settings by path ("risk.stop_loss"), then the measures
     swept: tuple[str, ...],  # paths of the settings

@@ -8,7 +8,7 @@ __all__ = ['MONTHS', 'CAUSES', 'monthly_returns', 'drawdown_periods', 'rolling_s
            'profit_by', 'profit_by_confidence', 'fill_costs', 'cost_table', 'profit_parts', 'net_profit',
            'participation_capacity', 'impact_capacity', 'capacity', 'cost_note']
 
-# %% ../nbs/10d_tearsheet.ipynb #5c337f1b
+# %% ../nbs/10d_tearsheet.ipynb #f9a7273e
 import math
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ from .fills import cost_rules
 from .settings import Settings
 from .statistics import YEAR, annualized_return, daily_returns, drawdown, sharpe_ratio
 
-# %% ../nbs/10d_tearsheet.ipynb #b8403d0b
+# %% ../nbs/10d_tearsheet.ipynb #7f188286
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -38,7 +38,7 @@ def monthly_returns(
     returns["year"] = (1.0 + returns).prod(axis=1) - 1.0
     return returns.rename_axis("", axis=0)
 
-# %% ../nbs/10d_tearsheet.ipynb #4d7d85a1
+# %% ../nbs/10d_tearsheet.ipynb #63dacf86
 def drawdown_periods(
     equity: pd.Series,  # USD at each close
     capital: float,  # USD before the first session: the first peak
@@ -56,7 +56,7 @@ def drawdown_periods(
     frame = pd.DataFrame(rows, columns=["depth", "start", "trough", "recovery", "sessions"])
     return frame.sort_values("depth", kind="stable", ignore_index=True).head(most)
 
-# %% ../nbs/10d_tearsheet.ipynb #9434504f
+# %% ../nbs/10d_tearsheet.ipynb #5078b476
 def rolling_sharpe(
     equity: pd.Series,  # USD at each close
     capital: float,  # USD before the first session
@@ -69,7 +69,7 @@ def rolling_sharpe(
     deviation = last.std()
     return (last.mean() / deviation.where(deviation > 1e-9) * math.sqrt(YEAR)).rename(f"{window} sessions")
 
-# %% ../nbs/10d_tearsheet.ipynb #d030e0ad
+# %% ../nbs/10d_tearsheet.ipynb #c9050f6c
 def value_at_risk(
     returns: NDArray[np.float64],  # fraction, one a session
     level: float = 0.95,
@@ -77,7 +77,7 @@ def value_at_risk(
     "The return that `level` of the sessions were better than"
     return float(np.quantile(returns, 1.0 - level)) if len(returns) else math.nan
 
-# %% ../nbs/10d_tearsheet.ipynb #f9653847
+# %% ../nbs/10d_tearsheet.ipynb #79fcead7
 def expected_shortfall(
     returns: NDArray[np.float64],  # fraction, one a session
     level: float = 0.95,
@@ -85,7 +85,7 @@ def expected_shortfall(
     "Mean return of the sessions at or below the value at risk"
     return float(returns[returns <= value_at_risk(returns, level)].mean()) if len(returns) else math.nan
 
-# %% ../nbs/10d_tearsheet.ipynb #5996cecb
+# %% ../nbs/10d_tearsheet.ipynb #cac29f9d
 def sortino_ratio(
     returns: NDArray[np.float64],  # fraction, one a session
     risk_free: float = 0.0,  # fraction a year
@@ -95,7 +95,7 @@ def sortino_ratio(
     downside = math.sqrt(float((np.minimum(excess, 0.0) ** 2).mean())) if len(excess) else 0.0
     return float(excess.mean() / downside * math.sqrt(YEAR)) if downside > 1e-12 else math.nan
 
-# %% ../nbs/10d_tearsheet.ipynb #89ad7de7
+# %% ../nbs/10d_tearsheet.ipynb #35d619cb
 def yardsticks(
     result: Backtest,
     holding: pd.Series,  # USD at each close of buying the universe and holding it
@@ -111,7 +111,7 @@ def yardsticks(
             curves[symbol] = buy_and_hold(alone, result.first, result.stop, result.capital, costs)
     return curves
 
-# %% ../nbs/10d_tearsheet.ipynb #01f7653e
+# %% ../nbs/10d_tearsheet.ipynb #c45834ff
 def curve_measures(
     equity: pd.Series,  # USD at each close
     capital: float,  # USD before the first session
@@ -141,7 +141,7 @@ def curve_measures(
         "correlation": float(both[0, 1] / math.sqrt(both[0, 0] * both[1, 1])) if moves else math.nan,
     }
 
-# %% ../nbs/10d_tearsheet.ipynb #13ca029a
+# %% ../nbs/10d_tearsheet.ipynb #5ffcb461
 def risk_table(
     curves: Mapping[str, pd.Series],  # name -> USD at each close; betas are measured against the second, if there is one
     capital: float,  # USD before the first session
@@ -152,7 +152,7 @@ def risk_table(
     sides = {name: curve_measures(curve, capital, market, risk_free) for name, curve in curves.items()}
     return pd.DataFrame(sides).rename_axis("measure").reset_index()
 
-# %% ../nbs/10d_tearsheet.ipynb #954e49df
+# %% ../nbs/10d_tearsheet.ipynb #617624e5
 def turnover(
     fills: pd.DataFrame,  # as from `fills_frame`
     equity: pd.Series,  # USD at each close
@@ -161,20 +161,21 @@ def turnover(
     value = (fills["quantity"].abs() * fills["price"]).groupby(fills["session"]).sum()
     return (value.reindex(equity.index, fill_value=0.0) / equity).rename("turnover")
 
-# %% ../nbs/10d_tearsheet.ipynb #8f459057
+# %% ../nbs/10d_tearsheet.ipynb #4a09547a
 def trades_frame(
     result: Backtest,
     closed: pd.DataFrame,  # as from `closed_positions`
     confidence: NDArray[np.float64] | None = None,  # [T, N] 0 to 1, known after each close
-) -> pd.DataFrame:  # the same rows, with sessions_held and confidence
+) -> pd.DataFrame:  # the same rows, with sessions (how many it was held) and confidence
     "Closed positions, with how long they were held and how sure the models were"
     days, symbols = result.panel.sessions, list(result.panel.symbols)
     entry, leave = (np.searchsorted(days, closed[name].to_numpy().astype("datetime64[D]")) for name in ("entry", "exit"))
     columns = np.array([symbols.index(symbol) for symbol in closed["symbol"]], dtype=int)
     known = np.full(len(closed), math.nan) if confidence is None else confidence[entry - 1, columns]
-    return closed.assign(sessions_held=leave - entry, confidence=known)
+    longer = closed.rename(columns={"profit_rate": "return"}).assign(sessions=leave - entry, confidence=known)
+    return longer[["symbol", "entry", "exit", "sessions", "confidence", "cost", "profit", "return", "reason"]]
 
-# %% ../nbs/10d_tearsheet.ipynb #92120d8a
+# %% ../nbs/10d_tearsheet.ipynb #ea79e2ad
 def best_and_worst(
     trades: pd.DataFrame,  # with a column profit, USD
     most: int = 5,  # of each
@@ -183,11 +184,11 @@ def best_and_worst(
     ranked = trades.sort_values("profit", ascending=False, kind="stable")
     return ranked if len(ranked) <= 2 * most else pd.concat([ranked.head(most), ranked.tail(most)])
 
-# %% ../nbs/10d_tearsheet.ipynb #6c3fea5b
+# %% ../nbs/10d_tearsheet.ipynb #3fb1cc87
 def profit_by(
     trades: pd.DataFrame,  # as from `trades_frame`
     column: str,  # reason, symbol, or any other column
-) -> pd.DataFrame:  # columns: column, positions, profit (USD), return, win_rate, sessions_held (mean); most profit first
+) -> pd.DataFrame:  # columns: column, positions, profit (USD), return, win_rate, sessions (held, mean); most profit first
     "Profit by group of positions"
     groups = trades.groupby(column, sort=True, observed=True)
     frame = pd.DataFrame({
@@ -195,11 +196,11 @@ def profit_by(
         "profit": groups["profit"].sum(),
         "return": groups["profit"].sum() / groups["cost"].sum(),
         "win_rate": groups["profit"].agg(lambda profit: (profit > 0.0).mean()),
-        "sessions_held": groups["sessions_held"].mean(),
+        "sessions": groups["sessions"].mean(),
     })  # fmt: skip
     return frame.reset_index().sort_values("profit", ascending=False, kind="stable", ignore_index=True)
 
-# %% ../nbs/10d_tearsheet.ipynb #a27a1c4e
+# %% ../nbs/10d_tearsheet.ipynb #445e5e42
 def profit_by_confidence(
     trades: pd.DataFrame,  # as from `trades_frame`
 ) -> pd.DataFrame:  # columns decile (1: least sure), confidence (its lowest), and those of `profit_by`
@@ -211,7 +212,7 @@ def profit_by_confidence(
     frame.insert(1, "confidence", frame["decile"].map(lowest))
     return frame
 
-# %% ../nbs/10d_tearsheet.ipynb #d23c0a27
+# %% ../nbs/10d_tearsheet.ipynb #e1a66259
 def fill_costs(
     result: Backtest,
     fills: pd.DataFrame,  # as from `fills_frame`
@@ -232,7 +233,7 @@ def fill_costs(
     paid = {"value": value, "participation": share, "commission": fills["fee"].to_numpy(dtype=float), **parts}
     return fills[["session", "symbol", "reason"]].assign(**paid)
 
-# %% ../nbs/10d_tearsheet.ipynb #de944dae
+# %% ../nbs/10d_tearsheet.ipynb #9085cac9
 CAUSES = ("commission", "spread", "slippage", "impact")
 
 
@@ -248,7 +249,7 @@ def cost_table(
     columns = {"paid": sums, "of_turnover": sums / traded if traded else sums * math.nan, "of_gross_profit": share}
     return pd.DataFrame(columns).rename_axis("cost").reset_index()
 
-# %% ../nbs/10d_tearsheet.ipynb #517dc5f2
+# %% ../nbs/10d_tearsheet.ipynb #f13018ef
 def profit_parts(
     result: Backtest,
     fills: pd.DataFrame,  # as from `fills_frame`
@@ -264,12 +265,12 @@ def profit_parts(
     frame = pd.DataFrame([*rows.items(), ("all", sum(rows.values()))], columns=["part", "profit"])
     return frame.round({"profit": 2})
 
-# %% ../nbs/10d_tearsheet.ipynb #285ca446
+# %% ../nbs/10d_tearsheet.ipynb #d8f14a32
 def net_profit(result: Backtest) -> float:  # USD
     "What is there now and was not at the start"
     return float(result.equity.iloc[-1]) - result.capital
 
-# %% ../nbs/10d_tearsheet.ipynb #9ab7ca6d
+# %% ../nbs/10d_tearsheet.ipynb #e21a24f6
 def participation_capacity(
     participation: pd.Series,  # each fill's share of its bar's volume
     capital: float,  # USD, with which they were made
@@ -279,7 +280,7 @@ def participation_capacity(
     median = float(participation.median())
     return capital * limit / median if median > 0.0 else math.nan
 
-# %% ../nbs/10d_tearsheet.ipynb #29df8cb4
+# %% ../nbs/10d_tearsheet.ipynb #0a0053b5
 def impact_capacity(
     gross: float,  # USD earned before costs
     proportional: float,  # USD of commission, spread and slippage
@@ -293,7 +294,7 @@ def impact_capacity(
         return 0.0
     return capital * (left / impact) ** 2 if impact > 0.0 else math.inf
 
-# %% ../nbs/10d_tearsheet.ipynb #82e5c85c
+# %% ../nbs/10d_tearsheet.ipynb #49077b42
 def capacity(
     paid: pd.DataFrame,  # as from `fill_costs`
     net: float,  # USD earned after costs
@@ -309,7 +310,7 @@ def capacity(
         "capital_at_half_of_gross_profit_eaten": impact_capacity(gross, float(causes.sum()) - impact, impact, capital),
     }
 
-# %% ../nbs/10d_tearsheet.ipynb #cc65f095
+# %% ../nbs/10d_tearsheet.ipynb #d9da643c
 def cost_note(settings: Settings) -> str:  # "" when trading costs something
     "What a picture has to say about its costs"
     return "" if any(cost_rules(settings.costs)) else "Costs are switched off: nobody can trade like this"

@@ -15,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpha_trader import figures
-from alpha_trader.figures import Table, canvas, facts_table, monthly_returns, monthly_table, thin
+from alpha_trader.domain import InputError
+from alpha_trader.figures import Table, canvas, facts_table, heat_maps, monthly_table, thin
 from alpha_trader.runner import POINTS, extremes
+from alpha_trader.statistics import drawdown
+from alpha_trader.tearsheet import MONTHS, monthly_returns
 
 SESSIONS = 5_000
 EQUITY = pd.Series(
@@ -31,10 +34,29 @@ SIGNALS = pd.DataFrame(
         "action": np.repeat(["SELL", "HOLD", "BUY"], 200),
     }
 )
+GROUPS = pd.DataFrame(
+    {"symbol": [f"S{n}" for n in range(40)], "positions": 3, "profit": np.arange(40.0) - 20, "win_rate": 0.5}
+)
+SWEEP = pd.DataFrame(
+    [(a, b, c, a * b - c) for a in range(40) for b in range(30) for c in range(3)],
+    columns=["risk.stop_loss", "signals.buy", "risk.cool_down", "sharpe_ratio"],
+)
+PAIR = ("risk.stop_loss", "signals.buy")
+NOTE = "Costs are switched off"
+NOTED: dict[str, Callable[[str], go.Figure]] = {  # what shows results takes a note
+    "equity": lambda note: figures.equity_figure(EQUITY, {"buy and hold": EQUITY * 0.9, "SPY": EQUITY * 2}, note),
+    "drawdown": lambda note: figures.drawdown_figure(EQUITY, EQUITY * 0.9, 1e5, note),
+    "exposure": lambda note: figures.exposure_figure(EQUITY / EQUITY.max(), 0.8, note),
+    "rolling sharpe": lambda note: figures.rolling_sharpe_figure([EQUITY.rename("a"), EQUITY.rename("b")], note),
+    "turnover": lambda note: figures.turnover_figure(EQUITY * 0 + 0.1, note),
+    "returns": lambda note: figures.returns_figure(EQUITY.pct_change().dropna().to_numpy(), note),
+    "profit": lambda note: figures.profit_figure(GROUPS, note),
+    "one swept": lambda note: heat_maps(SWEEP, PAIR[:1], note=note),
+    "two swept": lambda note: heat_maps(SWEEP, PAIR, note=note),
+    "three swept": lambda note: heat_maps(SWEEP, (*PAIR, "risk.cool_down"), note=note),
+}
 ALL: dict[str, Callable[[], go.Figure]] = {
-    "equity": lambda: figures.equity_figure(EQUITY, EQUITY * 0.9),
-    "drawdown": lambda: figures.drawdown_figure(EQUITY, EQUITY * 0.9),
-    "exposure": lambda: figures.exposure_figure(EQUITY / EQUITY.max(), 0.8),
+    **{name: lambda make=make: make("") for name, make in NOTED.items()},  # type: ignore[misc]
     "prediction": lambda: figures.prediction_figure(SIGNALS, 0.005, -0.005),
     "confidence": lambda: figures.confidence_figure(SIGNALS, 0.005, -0.005, 0.7),
     "gain": lambda: figures.feature_gain_figure({f"f{n}": float(n) for n in range(600)}),
@@ -48,15 +70,56 @@ def test_figures_are_small_and_serious(name: str) -> None:
     "Every figure stays within 500 points a trace, uses the common look and is small as JSON"
     figure = ALL[name]()
     assert figure.data
-    assert all(len(trace.y) <= POINTS for trace in figure.data)
+    for trace in figure.data:
+        assert (np.size(trace.z) if trace.type == "heatmap" else len(trace.y)) <= POINTS
     assert figure.layout.template.layout.paper_bgcolor == "rgba(0,0,0,0)"
     assert len(figure.to_json()) < 60_000
+
+
+@pytest.mark.parametrize("name", NOTED)
+def test_every_picture_can_say_it(name: str) -> None:
+    "A note stands in the title, and there is none without one"
+    assert NOTE in NOTED[name](NOTE).layout.title.text
+    assert NOTE not in (NOTED[name]("").layout.title.text or "")
+
+
+def test_the_best_set_is_marked() -> None:
+    "A star in every map of a sweep, where the best set is; the median over what is not shown is said in the title"
+    figure = heat_maps(SWEEP, (*PAIR, "risk.cool_down"))
+    stars = [trace for trace in figure.data if trace.type == "scatter"]
+    maps = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert len(stars) == len(maps) == 3
+    for star, cells in zip(stars, maps, strict=True):
+        assert star.x[0] in cells.x and star.y[0] in cells.y
+    first = maps[0]
+    assert first.z.max() == first.z[list(first.y).index(stars[0].y[0])][list(first.x).index(stars[0].x[0])]
+    assert "median" in figure.layout.title.text and "at stop_loss 39, buy 29, cool_down 0" in figure.layout.title.text
+    small = heat_maps(SWEEP[SWEEP["risk.cool_down"] == 1].query("`signals.buy` < 3 and `risk.stop_loss` < 20"), PAIR)
+    assert small.data[0].z[2][19] == 19 * 2 - 1 and "median" not in small.layout.title.text
+
+
+def test_a_sweep_without_results_is_a_figure() -> None:
+    "All results missing: empty maps and no star; a wrong name is one clear line"
+    nothing = SWEEP.assign(sharpe_ratio=np.nan)[:50]
+    for swept in (PAIR[:1], PAIR, (*PAIR, "risk.cool_down")):
+        assert all(trace.name != "best" for trace in heat_maps(nothing, swept).data)
+    with pytest.raises(InputError, match="no column risk.stop; allowed: risk.stop_loss, "):
+        heat_maps(SWEEP, ("risk.stop",))
+    with pytest.raises(InputError, match="no setting was swept"):
+        heat_maps(SWEEP, ())
+
+
+def test_growth_is_drawn_in_percent() -> None:
+    "More than threefold: a logarithmic axis"
+    ramp = pd.Series(np.linspace(100.0, 299.0, 50), index=EQUITY.index[:50])
+    assert figures.equity_figure(ramp).layout.yaxis.type is None
+    assert figures.equity_figure(ramp, {"held": ramp * 1.1}).layout.yaxis.type == "log"
 
 
 def test_the_worst_day_survives() -> None:
     "Thinning keeps the deepest drawdown, the highest equity and both ends"
     line = figures.drawdown_figure(EQUITY).data[0]
-    worst = figures.drawdown(EQUITY)
+    worst = drawdown(EQUITY, EQUITY.iloc[0])
     assert min(line.y) == pytest.approx(worst.min(), abs=1e-6)
     assert line.x[int(np.argmin(line.y))] == str(worst.idxmin().date())
     account = figures.equity_figure(EQUITY).data[0]
@@ -159,11 +222,12 @@ def test_decisions_put_orders_first() -> None:
 
 def test_months_compound_to_the_total() -> None:
     "All months together, and all years together, are the whole result; months without a session are empty"
-    returns = monthly_returns(EQUITY)
+    start = EQUITY.iloc[0]
+    returns = monthly_returns(EQUITY, start)
     total = EQUITY.iloc[-1] / EQUITY.iloc[0]
     assert (1 + returns["year"]).prod() == pytest.approx(total)
-    assert np.nanprod(1 + returns[list(figures.MONTHS)].to_numpy()) == pytest.approx(total)
-    first = monthly_returns(EQUITY[EQUITY.index >= "1994-03-01"])
+    assert np.nanprod(1 + returns[list(MONTHS)].to_numpy()) == pytest.approx(total)
+    first = monthly_returns(EQUITY[EQUITY.index >= "1994-03-01"], start)
     assert first.loc[1994, ["Jan", "Feb"]].isna().all()
     assert "<td></td>" in monthly_table(EQUITY[EQUITY.index >= "1994-03-01"])._repr_html_()
 
@@ -172,7 +236,7 @@ def test_dates_may_be_dates() -> None:
     "A series by plain dates, as the store gives it, works like one by timestamps"
     plain = EQUITY[:60].set_axis([day.date() for day in EQUITY.index[:60]])
     assert list(figures.equity_figure(plain).data[0].x) == list(figures.equity_figure(EQUITY[:60]).data[0].x)
-    pd.testing.assert_frame_equal(monthly_returns(plain), monthly_returns(EQUITY[:60]))
+    pd.testing.assert_frame_equal(monthly_returns(plain, 1e5), monthly_returns(EQUITY[:60], 1e5))
 
 
 def test_figures_import_lightly() -> None:
@@ -204,3 +268,10 @@ def test_measures_have_their_own_kinds() -> None:
     page = figures.measures_table(frame)._repr_html_()
     assert re.findall(r">([^<>]*)</td>", page) == ["max drawdown", "-5.21%", "-57.81%", "win rate", "54.0%", "–"]
     assert page.count("var(--loss") == 2
+
+
+def test_facts_read_from_the_left() -> None:
+    "No header, everything left, money to the cent, unknown is a dash, nothing to say is left out"
+    page = facts_table({"previous close": 100_140.294, "equity": None, "remember": "", "orders": 3})._repr_html_()
+    assert re.findall(r">([^<>]*)</td>", page) == ["previous close", "100,140.29", "equity", "–", "orders", "3"]
+    assert "<th" not in page and "right" not in page

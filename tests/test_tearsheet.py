@@ -115,7 +115,7 @@ def test_positions_are_vectorbts(result: Backtest) -> None:
     trades = tearsheet.trades_frame(result, closed)
     ours = trades.assign(col=[result.panel.symbols.index(s) for s in trades["symbol"]]).sort_values(["exit", "col"])
     assert len(ours) == len(positions) > 50
-    assert list(ours["sessions_held"]) == list(positions["exit_idx"] - positions["entry_idx"])
+    assert list(ours["sessions"]) == list(positions["exit_idx"] - positions["entry_idx"])
     np.testing.assert_allclose(ours["profit"], positions["pnl"], atol=0.02)
     by_symbol = tearsheet.profit_by(trades, "symbol").set_index("symbol")["profit"]
     for n, symbol in enumerate(result.panel.symbols):
