@@ -62,7 +62,7 @@ def house_template() -> go.layout.Template:
         }
     )
 
-# %% ../nbs/15_figures.ipynb #da5d75bf
+# %% ../nbs/15_figures.ipynb #7fd264a5
 def noted(
     figure: go.Figure,
     note: str,  # "" says nothing
@@ -126,7 +126,7 @@ def line(
     look = {"color": color, "width": 1.8, "dash": dash}
     return figure.add_scatter(x=day_texts(kept.index), y=values, name=name, mode="lines", line=look, **style)
 
-# %% ../nbs/15_figures.ipynb #06bb4c20
+# %% ../nbs/15_figures.ipynb #983bfa2e
 Curves = pd.Series | Mapping[str, pd.Series] | None  # by session; several with their names
 
 
@@ -141,7 +141,7 @@ def add_others(
         line(figure, form(curve), name, OTHERS, dash)
     return figure
 
-# %% ../nbs/15_figures.ipynb #e9ae057e
+# %% ../nbs/15_figures.ipynb #aa61b771
 def money_axis(
     figure: go.Figure,  # with lines of USD
 ) -> go.Figure:  # the same figure, changed
@@ -203,7 +203,7 @@ def exposure_figure(
         line(figure, exposure.rolling(63).mean().dropna(), "mean of 63 sessions", OURS)
     return figure if limit is None else limit_line(figure, limit, f"limit {limit:.0%}")
 
-# %% ../nbs/15_figures.ipynb #25ae65fa
+# %% ../nbs/15_figures.ipynb #3f6a80e8
 def rolling_sharpe_figure(
     rolled: Sequence[pd.Series],  # named, a year; the most important last
     note: str = "",  # what a reader must not miss
@@ -214,7 +214,7 @@ def rolling_sharpe_figure(
         line(figure, series.dropna(), str(series.name), color)
     return figure
 
-# %% ../nbs/15_figures.ipynb #cad30ccb
+# %% ../nbs/15_figures.ipynb #2da36db8
 def turnover_figure(
     turnover: pd.Series,  # of the equity, one a session
     note: str = "",  # what a reader must not miss
@@ -225,7 +225,7 @@ def turnover_figure(
     figure.add_bar(x=[f"{month}-01" for month in months.index], y=months.round(4).to_numpy(), name="bought and sold", marker_color=OURS, xperiod="M1", xperiodalignment="middle", xhoverformat="%b %Y")
     return thin(figure)
 
-# %% ../nbs/15_figures.ipynb #fea5d788
+# %% ../nbs/15_figures.ipynb #de21a9c0
 def returns_figure(
     returns: np.ndarray,  # fraction, one a session
     note: str = "",  # what a reader must not miss
@@ -241,7 +241,7 @@ def returns_figure(
     limit_line(figure, risk, f"VaR 95 % {risk:.2%}", "x", "top right")
     return limit_line(figure, shortfall, f"CVaR 95 % {shortfall:.2%}", "x", "top left")
 
-# %% ../nbs/15_figures.ipynb #0817c353
+# %% ../nbs/15_figures.ipynb #aba00ebc
 def profit_figure(
     groups: pd.DataFrame,  # as from `profit_by`: the group, positions, profit (USD), win_rate
     note: str = "",  # what a reader must not miss
@@ -589,7 +589,7 @@ def monthly_table(
     "Did one month make the result?"
     return HeatTable(monthly_returns(equity, float(equity.iloc[0]) if capital is None else capital))
 
-# %% ../nbs/15_figures.ipynb #2ac02069
+# %% ../nbs/15_figures.ipynb #96656eeb
 LESS_IS_BETTER = ("turnover", "volatility", "sharpe_error")
 
 
@@ -598,12 +598,12 @@ def best_set(
     measure: str,  # column
 ) -> pd.Series | None:  # the row; None when nothing is known
     "The set with the best measure, the first among equals"
-    known = table[measure].dropna()
-    if not len(known):
+    values = table[measure].to_numpy(dtype=float)
+    if not np.isfinite(values).any():
         return None
-    return table.loc[known.idxmin() if measure in LESS_IS_BETTER else known.idxmax()]
+    return table.iloc[int(np.nanargmin(values) if measure in LESS_IS_BETTER else np.nanargmax(values))]
 
-# %% ../nbs/15_figures.ipynb #9409e048
+# %% ../nbs/15_figures.ipynb #6f8436eb
 def coarse(
     values: pd.Series,  # of one setting, one a set
     most: int = 22,  # different ones that stay; 22 × 22 < 500
@@ -616,7 +616,7 @@ def coarse(
     middle = {value: group[len(group) // 2] for group in groups for value in group}
     return values.map(middle)
 
-# %% ../nbs/15_figures.ipynb #c9e28b9b
+# %% ../nbs/15_figures.ipynb #e2b689c7
 def landscape(
     table: pd.DataFrame,  # one row a set
     across: str,  # setting on the x axis
@@ -627,7 +627,7 @@ def landscape(
     cells = pd.DataFrame({"x": coarse(table[across]), "y": coarse(table[up]), "z": table[measure].astype(float)})
     return cells.groupby(["y", "x"])["z"].median().unstack().sort_index().sort_index(axis=1)
 
-# %% ../nbs/15_figures.ipynb #08b49bb5
+# %% ../nbs/15_figures.ipynb #478f8c7d
 def color_axis(
     values: np.ndarray,  # of the measure
     form: str,  # d3 format
@@ -640,7 +640,7 @@ def color_axis(
         return {"colorscale": [[0, LOSS], [0.5, "#f4f4f4"], [1, GAIN]], "cmin": -reach, "cmax": reach, "colorbar": bar}
     return {"colorscale": "Cividis", "cmin": low, "cmax": high, "colorbar": bar}
 
-# %% ../nbs/15_figures.ipynb #ca3ed413
+# %% ../nbs/15_figures.ipynb #d3e9d022
 def level_text(value: Any) -> str:
     "A value of a setting, as in `settings.ini`"
     return f"{value:g}" if is_number(value) else str(value)
@@ -659,13 +659,13 @@ def sweep_title(
         title += f"<br>best: {written(best[measure], kind_of(measure, [best[measure]]))} at {at}"
     return title + (f"<br><b>{note}</b>" if note else "")
 
-# %% ../nbs/15_figures.ipynb #916a5bc5
+# %% ../nbs/15_figures.ipynb #bb44f7f0
 BEST: dict[str, Any] = {  # how the best set is marked, everywhere
     "mode": "markers", "name": "best", "showlegend": False, "hovertemplate": "the best set<extra></extra>",
     "marker": {"symbol": "star", "size": 14, "color": "#ffffff", "line": {"color": "#111827", "width": 1.5}},
 }  # fmt: skip
 
-# %% ../nbs/15_figures.ipynb #af7b3d6d
+# %% ../nbs/15_figures.ipynb #ac873c05
 def sweep_line(
     table: pd.DataFrame,  # one row a set
     name: str,  # the setting
@@ -682,7 +682,7 @@ def sweep_line(
         figure.add_scatter(x=[best[name]], y=[best[measure]], **BEST)
     return figure
 
-# %% ../nbs/15_figures.ipynb #b216b9c4
+# %% ../nbs/15_figures.ipynb #4e58817a
 def add_map(
     figure: go.Figure,  # made of subplots
     table: pd.DataFrame,  # one row a set
@@ -699,12 +699,12 @@ def add_map(
     hover = f"{across} %{{x}}<br>{up} %{{y}}<br>{measure} %{{z:{form}}}<extra></extra>"
     figure.add_heatmap(z=cells.round(6).to_numpy(), x=x, y=y, coloraxis="coloraxis", hovertemplate=hover, xgap=1, ygap=1, row=place, col=1)
     if best is not None:
-        cell = [[level_text(coarse(table[name]).loc[best.name])] for name in pair]
+        cell = [[level_text(coarse(table[name])[table.index == best.name].iloc[0])] for name in pair]
         figure.add_scatter(x=cell[0], y=cell[1], row=place, col=1, **BEST)
     figure.update_xaxes(type="category", title_text=across, showgrid=False, row=place, col=1)
     figure.update_yaxes(type="category", title_text=up, showgrid=False, row=place, col=1)
 
-# %% ../nbs/15_figures.ipynb #b3be4062
+# %% ../nbs/15_figures.ipynb #1c42a118
 def heat_maps(
     table: pd.DataFrame,  # one row a set: the swept settings by path ("risk.stop_loss"), then the measures
     swept: tuple[str, ...],  # paths of the settings

@@ -182,7 +182,8 @@ def backtest(
     doubled = judged(run_backtest(part, *views, dearer, money, *window), dearer)[2]
     holding = buy_and_hold(part, result.first, result.stop, money, cost_rules(settings.costs))
     held = performance(holding, money, np.empty(0), settings.backtest.risk_free)
-    return Study(result, fills, closed, numbers, holding, held, doubled, verdict(result.equity, holding, money), confidence)
+    answer = verdict(result.equity, holding, money)
+    return Study(result, fills, closed, numbers, holding, held, doubled, answer, views[1])
 
 # %% ../nbs/13_pipeline.ipynb #9e8ef391
 def study_table(study: Study) -> pd.DataFrame:  # one row a measure

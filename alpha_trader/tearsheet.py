@@ -8,7 +8,7 @@ __all__ = ['MONTHS', 'CAUSES', 'monthly_returns', 'drawdown_periods', 'rolling_s
            'profit_by', 'profit_by_confidence', 'fill_costs', 'cost_table', 'profit_parts', 'net_profit',
            'participation_capacity', 'impact_capacity', 'capacity', 'cost_note']
 
-# %% ../nbs/10d_tearsheet.ipynb #f9a7273e
+# %% ../nbs/10d_tearsheet.ipynb #fd3bf2a8
 import math
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ from .fills import cost_rules
 from .settings import Settings
 from .statistics import YEAR, annualized_return, daily_returns, drawdown, sharpe_ratio
 
-# %% ../nbs/10d_tearsheet.ipynb #7f188286
+# %% ../nbs/10d_tearsheet.ipynb #75206940
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -38,7 +38,7 @@ def monthly_returns(
     returns["year"] = (1.0 + returns).prod(axis=1) - 1.0
     return returns.rename_axis("", axis=0)
 
-# %% ../nbs/10d_tearsheet.ipynb #63dacf86
+# %% ../nbs/10d_tearsheet.ipynb #0e084a65
 def drawdown_periods(
     equity: pd.Series,  # USD at each close
     capital: float,  # USD before the first session: the first peak
@@ -51,12 +51,12 @@ def drawdown_periods(
     ends = below.index.append(pd.Index([pd.NaT]))
     rows = []
     for _, part in below[under].groupby(number[under]):
-        after = below.index.get_loc(part.index[-1]) + 1
+        after = int(below.index.searchsorted(part.index[-1], side="right"))
         rows.append((part.min(), part.index[0], part.idxmin(), ends[after], len(part)))
     frame = pd.DataFrame(rows, columns=["depth", "start", "trough", "recovery", "sessions"])
     return frame.sort_values("depth", kind="stable", ignore_index=True).head(most)
 
-# %% ../nbs/10d_tearsheet.ipynb #5078b476
+# %% ../nbs/10d_tearsheet.ipynb #7f8aba91
 def rolling_sharpe(
     equity: pd.Series,  # USD at each close
     capital: float,  # USD before the first session
@@ -69,7 +69,7 @@ def rolling_sharpe(
     deviation = last.std()
     return (last.mean() / deviation.where(deviation > 1e-9) * math.sqrt(YEAR)).rename(f"{window} sessions")
 
-# %% ../nbs/10d_tearsheet.ipynb #c9050f6c
+# %% ../nbs/10d_tearsheet.ipynb #3a25216d
 def value_at_risk(
     returns: NDArray[np.float64],  # fraction, one a session
     level: float = 0.95,
@@ -77,7 +77,7 @@ def value_at_risk(
     "The return that `level` of the sessions were better than"
     return float(np.quantile(returns, 1.0 - level)) if len(returns) else math.nan
 
-# %% ../nbs/10d_tearsheet.ipynb #79fcead7
+# %% ../nbs/10d_tearsheet.ipynb #462b4db2
 def expected_shortfall(
     returns: NDArray[np.float64],  # fraction, one a session
     level: float = 0.95,
@@ -85,7 +85,7 @@ def expected_shortfall(
     "Mean return of the sessions at or below the value at risk"
     return float(returns[returns <= value_at_risk(returns, level)].mean()) if len(returns) else math.nan
 
-# %% ../nbs/10d_tearsheet.ipynb #cac29f9d
+# %% ../nbs/10d_tearsheet.ipynb #a5beb3cb
 def sortino_ratio(
     returns: NDArray[np.float64],  # fraction, one a session
     risk_free: float = 0.0,  # fraction a year
@@ -95,7 +95,7 @@ def sortino_ratio(
     downside = math.sqrt(float((np.minimum(excess, 0.0) ** 2).mean())) if len(excess) else 0.0
     return float(excess.mean() / downside * math.sqrt(YEAR)) if downside > 1e-12 else math.nan
 
-# %% ../nbs/10d_tearsheet.ipynb #35d619cb
+# %% ../nbs/10d_tearsheet.ipynb #d3561d8e
 def yardsticks(
     result: Backtest,
     holding: pd.Series,  # USD at each close of buying the universe and holding it
@@ -111,7 +111,7 @@ def yardsticks(
             curves[symbol] = buy_and_hold(alone, result.first, result.stop, result.capital, costs)
     return curves
 
-# %% ../nbs/10d_tearsheet.ipynb #c45834ff
+# %% ../nbs/10d_tearsheet.ipynb #fb139a73
 def curve_measures(
     equity: pd.Series,  # USD at each close
     capital: float,  # USD before the first session
@@ -120,7 +120,7 @@ def curve_measures(
 ) -> dict[str, float]:
     "One equity curve in numbers, beyond its return"
     days, theirs = daily_returns(equity, capital), daily_returns(market, capital)
-    months = monthly_returns(equity, capital)[list(MONTHS)].stack().dropna()
+    months = monthly_returns(equity, capital)[list(MONTHS)].to_numpy()
     falls, both = drawdown_periods(equity, capital), np.cov(days, theirs) if len(days) > 1 else np.full((2, 2), math.nan)
     yearly = annualized_return(float(equity.iloc[-1] / capital - 1.0), len(days))
     deepest = float(falls["depth"].min()) if len(falls) else 0.0
@@ -131,17 +131,17 @@ def curve_measures(
         "sortino_ratio": sortino_ratio(days, risk_free),
         "calmar_ratio": yearly / -deepest if deepest else math.nan,
         "max_drawdown": deepest,
-        "longest_drawdown": float(drawdown_periods(equity, capital, len(days))["sessions"].max()) if len(falls) else 0.0,
+        "longest_drawdown": max(drawdown_periods(equity, capital, len(days))["sessions"], default=0),
         "value_at_risk": value_at_risk(days),
         "expected_shortfall": expected_shortfall(days),
         "best_day": float(days.max()),
         "worst_day": float(days.min()),
-        "positive_months": float((months > 0.0).mean()),
+        "positive_months": float((months[np.isfinite(months)] > 0.0).mean()),
         "beta": float(both[0, 1] / both[1, 1]) if both[1, 1] > 1e-18 else math.nan,
         "correlation": float(both[0, 1] / math.sqrt(both[0, 0] * both[1, 1])) if moves else math.nan,
     }
 
-# %% ../nbs/10d_tearsheet.ipynb #5ffcb461
+# %% ../nbs/10d_tearsheet.ipynb #e88e9698
 def risk_table(
     curves: Mapping[str, pd.Series],  # name -> USD at each close; betas are measured against the second, if there is one
     capital: float,  # USD before the first session
@@ -152,7 +152,7 @@ def risk_table(
     sides = {name: curve_measures(curve, capital, market, risk_free) for name, curve in curves.items()}
     return pd.DataFrame(sides).rename_axis("measure").reset_index()
 
-# %% ../nbs/10d_tearsheet.ipynb #617624e5
+# %% ../nbs/10d_tearsheet.ipynb #130a50c4
 def turnover(
     fills: pd.DataFrame,  # as from `fills_frame`
     equity: pd.Series,  # USD at each close
@@ -161,7 +161,7 @@ def turnover(
     value = (fills["quantity"].abs() * fills["price"]).groupby(fills["session"]).sum()
     return (value.reindex(equity.index, fill_value=0.0) / equity).rename("turnover")
 
-# %% ../nbs/10d_tearsheet.ipynb #4a09547a
+# %% ../nbs/10d_tearsheet.ipynb #65d4eda5
 def trades_frame(
     result: Backtest,
     closed: pd.DataFrame,  # as from `closed_positions`
@@ -175,7 +175,7 @@ def trades_frame(
     longer = closed.rename(columns={"profit_rate": "return"}).assign(sessions=leave - entry, confidence=known)
     return longer[["symbol", "entry", "exit", "sessions", "confidence", "cost", "profit", "return", "reason"]]
 
-# %% ../nbs/10d_tearsheet.ipynb #ea79e2ad
+# %% ../nbs/10d_tearsheet.ipynb #b5aef1f5
 def best_and_worst(
     trades: pd.DataFrame,  # with a column profit, USD
     most: int = 5,  # of each
@@ -184,7 +184,7 @@ def best_and_worst(
     ranked = trades.sort_values("profit", ascending=False, kind="stable")
     return ranked if len(ranked) <= 2 * most else pd.concat([ranked.head(most), ranked.tail(most)])
 
-# %% ../nbs/10d_tearsheet.ipynb #3fb1cc87
+# %% ../nbs/10d_tearsheet.ipynb #6a9ccda2
 def profit_by(
     trades: pd.DataFrame,  # as from `trades_frame`
     column: str,  # reason, symbol, or any other column
@@ -200,7 +200,7 @@ def profit_by(
     })  # fmt: skip
     return frame.reset_index().sort_values("profit", ascending=False, kind="stable", ignore_index=True)
 
-# %% ../nbs/10d_tearsheet.ipynb #445e5e42
+# %% ../nbs/10d_tearsheet.ipynb #3acae952
 def profit_by_confidence(
     trades: pd.DataFrame,  # as from `trades_frame`
 ) -> pd.DataFrame:  # columns decile (1: least sure), confidence (its lowest), and those of `profit_by`
@@ -212,7 +212,7 @@ def profit_by_confidence(
     frame.insert(1, "confidence", frame["decile"].map(lowest))
     return frame
 
-# %% ../nbs/10d_tearsheet.ipynb #e1a66259
+# %% ../nbs/10d_tearsheet.ipynb #28d4d35d
 def fill_costs(
     result: Backtest,
     fills: pd.DataFrame,  # as from `fills_frame`
@@ -233,7 +233,7 @@ def fill_costs(
     paid = {"value": value, "participation": share, "commission": fills["fee"].to_numpy(dtype=float), **parts}
     return fills[["session", "symbol", "reason"]].assign(**paid)
 
-# %% ../nbs/10d_tearsheet.ipynb #9085cac9
+# %% ../nbs/10d_tearsheet.ipynb #a2b2eee4
 CAUSES = ("commission", "spread", "slippage", "impact")
 
 
@@ -249,7 +249,7 @@ def cost_table(
     columns = {"paid": sums, "of_turnover": sums / traded if traded else sums * math.nan, "of_gross_profit": share}
     return pd.DataFrame(columns).rename_axis("cost").reset_index()
 
-# %% ../nbs/10d_tearsheet.ipynb #f13018ef
+# %% ../nbs/10d_tearsheet.ipynb #8997d140
 def profit_parts(
     result: Backtest,
     fills: pd.DataFrame,  # as from `fills_frame`
@@ -265,12 +265,12 @@ def profit_parts(
     frame = pd.DataFrame([*rows.items(), ("all", sum(rows.values()))], columns=["part", "profit"])
     return frame.round({"profit": 2})
 
-# %% ../nbs/10d_tearsheet.ipynb #d8f14a32
+# %% ../nbs/10d_tearsheet.ipynb #05c30403
 def net_profit(result: Backtest) -> float:  # USD
     "What is there now and was not at the start"
     return float(result.equity.iloc[-1]) - result.capital
 
-# %% ../nbs/10d_tearsheet.ipynb #e21a24f6
+# %% ../nbs/10d_tearsheet.ipynb #fdfc3359
 def participation_capacity(
     participation: pd.Series,  # each fill's share of its bar's volume
     capital: float,  # USD, with which they were made
@@ -280,7 +280,7 @@ def participation_capacity(
     median = float(participation.median())
     return capital * limit / median if median > 0.0 else math.nan
 
-# %% ../nbs/10d_tearsheet.ipynb #0a0053b5
+# %% ../nbs/10d_tearsheet.ipynb #2f7b4204
 def impact_capacity(
     gross: float,  # USD earned before costs
     proportional: float,  # USD of commission, spread and slippage
@@ -294,7 +294,7 @@ def impact_capacity(
         return 0.0
     return capital * (left / impact) ** 2 if impact > 0.0 else math.inf
 
-# %% ../nbs/10d_tearsheet.ipynb #49077b42
+# %% ../nbs/10d_tearsheet.ipynb #72c4d759
 def capacity(
     paid: pd.DataFrame,  # as from `fill_costs`
     net: float,  # USD earned after costs
@@ -310,7 +310,7 @@ def capacity(
         "capital_at_half_of_gross_profit_eaten": impact_capacity(gross, float(causes.sum()) - impact, impact, capital),
     }
 
-# %% ../nbs/10d_tearsheet.ipynb #d9da643c
+# %% ../nbs/10d_tearsheet.ipynb #3527e475
 def cost_note(settings: Settings) -> str:  # "" when trading costs something
     "What a picture has to say about its costs"
     return "" if any(cost_rules(settings.costs)) else "Costs are switched off: nobody can trade like this"

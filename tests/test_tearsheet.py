@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from scipy.stats import linregress
 
 from alpha_trader import tearsheet
-from alpha_trader.backtest import Backtest, buy_and_hold, closed_positions, fills_frame, portfolio, run_backtest, split_ratios
+from alpha_trader.backtest import (
+    Backtest,
+    buy_and_hold,
+    closed_positions,
+    fills_frame,
+    portfolio,
+    run_backtest,
+    split_ratios,
+)
 from alpha_trader.fills import cost_rules, price_concession
 from alpha_trader.samples import synthetic_panel
 from alpha_trader.settings import Settings, load_settings
