@@ -10,11 +10,11 @@ __all__ = ['Price', 'Shares', 'Cash', 'EPOCH', 'PRAGMAS', 'WRITER', 'Key', 'Acco
            'get_state', 'use_account', 'current_account', 'only_one', 'RunRow', 'birth', 'this_process',
            'process_alive', 'AlreadyDone', 'Provenance', 'begin_run', 'bury', 'one_line', 'finish_run', 'abandon_run',
            'succeeded_run', 'BarsRow', 'record_bars', 'ModelState', 'ModelRow', 'universe_hash', 'register_model',
-           'rivals', 'promote', 'champion_of', 'SignalRow', 'DecisionRow', 'IntentRow', 'record_intent', 'live_intents',
-           'OrderRow', 'mirror_order', 'FillRow', 'PositionRow', 'position_row', 'move_position', 'book_fill',
-           'CorporateActionRow', 'book_action', 'EquityRow', 'record_equity', 'closing_equity', 'RiskEventRow',
-           'record_risk', 'halt', 'halted', 'resume', 'OutboxRow', 'post', 'unsent', 'LeaseRow', 'acquire_lease',
-           'holds_fence', 'renew_lease', 'release_lease']
+           'rivals', 'promote', 'champion_of', 'TrialKind', 'TrialRow', 'record_trials', 'trials_on', 'SignalRow',
+           'DecisionRow', 'IntentRow', 'record_intent', 'live_intents', 'OrderRow', 'mirror_order', 'FillRow',
+           'PositionRow', 'position_row', 'move_position', 'book_fill', 'CorporateActionRow', 'book_action',
+           'EquityRow', 'record_equity', 'closing_equity', 'RiskEventRow', 'record_risk', 'halt', 'halted', 'resume',
+           'OutboxRow', 'post', 'unsent', 'LeaseRow', 'acquire_lease', 'holds_fence', 'renew_lease', 'release_lease']
 
 # %% ../nbs/03_store.ipynb #bda9582d
 import enum
@@ -266,7 +266,7 @@ AccountId = Annotated[str, mapped_column(ForeignKey("accounts.id"))]
 RunId = Annotated[int | None, mapped_column(Integer, ForeignKey("runs.id"))]
 
 # %% ../nbs/03_store.ipynb #0898e474
-HEAD = "0001"  # the newest file in migrations/versions
+HEAD = "0002"  # the newest file in migrations/versions
 
 
 class StoreError(AlphaTraderError):
@@ -760,6 +760,70 @@ def champion_of(
     with reading(engine) as db:
         key = {"strategy": strategy, "source": source, "feed": feed, "universe_hash": universe_hash(universe)}
         return db.scalars(select(ModelRow).filter_by(**key, state=ModelState.CHAMPION)).one_or_none()
+
+# %% ../nbs/03_store.ipynb #823d3285
+class TrialKind(enum.StrEnum):
+    "What looked at history"
+
+    BACKTEST = "backtest"
+    SWEEP = "sweep"
+    TUNE = "tune"
+    PLACEBO = "placebo"  # on noise: no try of the real thing, and never counted as one
+
+# %% ../nbs/03_store.ipynb #a4368bfa
+class TrialRow(Base):
+    "Strategies that were tried on some history"
+
+    __tablename__ = "trials"
+    __table_args__ = (UniqueConstraint("settings_hash", "code"), Index(None, "source", "feed"))
+
+    id: Mapped[Key]
+    kind: Mapped[TrialKind]
+    settings_hash: Mapped[str]  # of everything that a person chose
+    code: Mapped[str]  # fingerprint of the package's source
+    source: Mapped[str]
+    feed: Mapped[str]
+    universe: Mapped[list[str]]  # symbols, sorted
+    first_session: Mapped[date]
+    last_session: Mapped[date]
+    trials: Mapped[int]  # how many
+    best: Mapped[float | None]  # Sharpe ratio per session
+    mean: Mapped[float | None]
+    variance: Mapped[float | None]  # across the tries, divided by their number
+    proven: Mapped[int | None]  # how many ended with evidence of skill; None: not asked
+    about: Mapped[dict[str, Any]]
+    at: Mapped[datetime]
+    run_id: Mapped[RunId]
+
+# %% ../nbs/03_store.ipynb #cf215d4a
+def record_trials(
+    engine: Engine,
+    row: TrialRow,  # made by the caller, not yet in any session
+) -> bool:  # False: counted before
+    "Count some tries, once"
+    with writing(engine) as db:
+        known = db.scalars(select(TrialRow).filter_by(settings_hash=row.settings_hash))
+        answer = (row.last_session, row.best)
+        if any(former.code == row.code or (former.last_session, former.best) == answer for former in known):
+            return False
+        db.add(row)
+    return True
+
+# %% ../nbs/03_store.ipynb #d2e8cb33
+def trials_on(
+    engine: Engine,
+    source: str,
+    feed: str,
+    universe: Sequence[str],  # symbols
+    first: date,
+    last: date,
+) -> list[TrialRow]:  # oldest first
+    "The tries that looked at some of these bars"
+    same = (TrialRow.source == source) & (TrialRow.feed == feed)
+    overlapping = (TrialRow.first_session <= last) & (TrialRow.last_session >= first)
+    with reading(engine) as db:
+        rows = db.scalars(select(TrialRow).where(same, overlapping).order_by(TrialRow.id))
+        return [row for row in rows if set(row.universe) & set(universe)]
 
 # %% ../nbs/03_store.ipynb #e45b2bd7
 class SignalRow(Base):
