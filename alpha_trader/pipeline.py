@@ -42,13 +42,14 @@ from alpha_trader.desk import (
 )
 from .domain import Account, DataError, InputError, OrderIntent, Position, Purpose, Run, RunStatus, Side
 from .execution import Outcome, cancel_intent, next_attempt, reconcile, record_intents, send, working
+from .evidence import Evidence, verdict
 from .fills import cost_rules
 from .research import bars_folder, data_now, load_bars, out_of_sample, universe_note
 from .samples import source_for
 from .sessions import last_completed_session, session_close, session_of
 from .settings import Settings, load_settings
 from .signals import Reason
-from .statistics import Performance, Verdict, performance, verdict
+from .statistics import Performance, performance
 from alpha_trader.store import (
     ModelRow,
     acquire_lease,
@@ -147,8 +148,7 @@ class Study:
     holding: pd.Series  # USD at each close of buying the universe and holding it
     holding_performance: Performance
     doubled: Performance  # the same at twice the costs
-    verdict: Verdict
-    confidence: np.ndarray  # [T, N] 0 to 1, known after each close
+    verdict: Evidence
 
     def facts(self) -> dict[str, object]:
         "What was tried, and the answer"
@@ -182,8 +182,7 @@ def backtest(
     doubled = judged(run_backtest(part, *views, dearer, money, *window), dearer)[2]
     holding = buy_and_hold(part, result.first, result.stop, money, cost_rules(settings.costs))
     held = performance(holding, money, np.empty(0), settings.backtest.risk_free)
-    answer = verdict(result.equity, holding, money)
-    return Study(result, fills, closed, numbers, holding, held, doubled, answer, views[1])
+    return Study(result, fills, closed, numbers, holding, held, doubled, verdict(result.equity, holding, money))
 
 # %% ../nbs/13_pipeline.ipynb #9e8ef391
 def study_table(study: Study) -> pd.DataFrame:  # one row a measure
@@ -230,7 +229,7 @@ class Day:
     equity: pd.Series  # USD at each close since the account began, the capital first
     holding: pd.Series  # USD of holding the universe over the same sessions
     performance: Performance | None  # None before the first close
-    verdict: Verdict | None
+    verdict: Evidence | None
     model: ModelRow | None
 
 # %% ../nbs/13_pipeline.ipynb #ac3a9809

@@ -6,7 +6,6 @@
 __all__ = ['symbols_asked', 'study_facts', 'backtest']
 
 # %% ../nbs/19b_studies.ipynb #d2d2b514
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -32,7 +31,7 @@ def study_facts(study: Study) -> dict[str, Any]:
         "performance": study.performance.asdict(),
         "buy_and_hold": study.holding_performance.asdict(),
         "costs_doubled": study.doubled.asdict(),
-        "verdict": asdict(study.verdict),
+        "verdict": study.verdict.facts(),
         "symbols": result.panel.symbols,
         "capital": result.capital,
         "first": result.sessions[0].date(),
