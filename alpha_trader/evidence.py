@@ -9,7 +9,7 @@ __all__ = ['NORMAL', 'CONFIDENCE', 'ONE_TRY', 'LEAST_SESSIONS', 'MOST_PLACEBOS',
            'memory', 'block_length', 'sharpe_interval', 'Criterion', 'met', 'Evidence', 'criteria', 'sentence',
            'verdict', 'excess_sharpes']
 
-# %% ../nbs/10b_evidence.ipynb #3b663da5
+# %% ../nbs/10b_evidence.ipynb #d753a590
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from .domain import InputError
 from .statistics import YEAR, Moments, daily_returns, moments, session_error, sharpe_ratio
 
-# %% ../nbs/10b_evidence.ipynb #c17cfae6
+# %% ../nbs/10b_evidence.ipynb #cddbda2b
 NORMAL = NormalDist()
 
 
@@ -36,7 +36,7 @@ def probabilistic_sharpe(
     error = session_error(sample)
     return NORMAL.cdf((sample.sharpe - benchmark) / error) if error > 0.0 else math.nan
 
-# %% ../nbs/10b_evidence.ipynb #187be9b8
+# %% ../nbs/10b_evidence.ipynb #c5123c9b
 CONFIDENCE = 0.95  # what the papers call a confidence level of 95 %, one-sided
 
 
@@ -47,16 +47,16 @@ def minimum_track_record(
 ) -> float:  # sessions; infinite when the sample is no better than the benchmark
     "How many sessions it takes to believe that such a Sharpe ratio is above `benchmark`"
     ahead = sample.sharpe - benchmark
-    if not ahead > 0.0:
+    if not ahead > 1e-9:
         return math.inf
     variance = 1.0 - sample.skewness * sample.sharpe + (sample.kurtosis - 1.0) / 4.0 * sample.sharpe**2
     return 1.0 + variance * (NORMAL.inv_cdf(confidence) / ahead) ** 2
 
-# %% ../nbs/10b_evidence.ipynb #d5c95dce
+# %% ../nbs/10b_evidence.ipynb #32930c41
 class Tries(NamedTuple):
     "How many strategies were tried, and how their Sharpe ratios per session spread"
 
-    count: int
+    number: int
     mean: float
     variance: float  # divided by the count
     best: float
@@ -69,13 +69,13 @@ def expected_maximum(
     tries: Tries,
 ) -> float:  # Sharpe ratio per session
     "What the best of so many tries shows on average when none has any skill"
-    if tries.count < 2:
+    if tries.number < 2:
         return 0.0
-    unbiased = tries.variance * tries.count / (tries.count - 1)
-    ends = NORMAL.inv_cdf(1.0 - 1.0 / tries.count), NORMAL.inv_cdf(1.0 - 1.0 / (tries.count * math.e))
+    unbiased = tries.variance * tries.number / (tries.number - 1)
+    ends = NORMAL.inv_cdf(1.0 - 1.0 / tries.number), NORMAL.inv_cdf(1.0 - 1.0 / (tries.number * math.e))
     return math.sqrt(unbiased) * ((1.0 - np.euler_gamma) * ends[0] + np.euler_gamma * ends[1])
 
-# %% ../nbs/10b_evidence.ipynb #c380652a
+# %% ../nbs/10b_evidence.ipynb #867936ac
 def deflated_sharpe(
     sample: Moments,  # of the strategy that was chosen
     tries: Tries,  # all that were tried, it included
@@ -83,7 +83,7 @@ def deflated_sharpe(
     "Probability that the true Sharpe ratio is above what the best of the tries shows by luck"
     return probabilistic_sharpe(sample, expected_maximum(tries))
 
-# %% ../nbs/10b_evidence.ipynb #29e18af0
+# %% ../nbs/10b_evidence.ipynb #96eef3cc
 def tries_of(
     sharpes: NDArray[np.float64],  # one a try, per session; NaN = it never moved, which is a ratio of zero
 ) -> Tries:
@@ -96,12 +96,12 @@ def pooled(
     parts: Sequence[Tries],  # at least one
 ) -> Tries:
     "Several lots of tries as one"
-    count = sum(part.count for part in parts)
-    mean = sum(part.count * part.mean for part in parts) / count
-    variance = sum(part.count * (part.variance + (part.mean - mean) ** 2) for part in parts) / count
+    count = sum(part.number for part in parts)
+    mean = sum(part.number * part.mean for part in parts) / count
+    variance = sum(part.number * (part.variance + (part.mean - mean) ** 2) for part in parts) / count
     return Tries(count, mean, variance, max(part.best for part in parts))
 
-# %% ../nbs/10b_evidence.ipynb #39052480
+# %% ../nbs/10b_evidence.ipynb #785c08be
 def average_correlation(
     returns: NDArray[np.float64],  # [T, K], one column a try
 ) -> float:  # of all pairs of columns that move
@@ -122,7 +122,7 @@ def independent_trials(
     rho = min(max(correlation, 0.0), 1.0)
     return rho + (1.0 - rho) * count
 
-# %% ../nbs/10b_evidence.ipynb #c143d11f
+# %% ../nbs/10b_evidence.ipynb #22263052
 class Overfitting(NamedTuple):
     "How often the best of one half of history is below the middle in the other"
 
@@ -142,7 +142,7 @@ def halves(
         np.put_along_axis(member, part, 1.0, axis=1)
         yield member
 
-# %% ../nbs/10b_evidence.ipynb #5ffec0f0
+# %% ../nbs/10b_evidence.ipynb #dc1f942e
 def ratio_of_sums(
     sums: NDArray[np.float64],  # [C, K] of the returns
     squares: NDArray[np.float64],  # [C, K] of their squares
@@ -173,7 +173,7 @@ def overfitting_probability(
     found = np.concatenate(logits)
     return Overfitting(float((found <= 0.0).mean()), found)
 
-# %% ../nbs/10b_evidence.ipynb #d094f1d2
+# %% ../nbs/10b_evidence.ipynb #e81079af
 def resampled(
     count: int,
     block: float,  # mean length, sessions
@@ -186,7 +186,7 @@ def resampled(
     begun = np.maximum.accumulate(np.where(begins, steps, 0))
     return (rng.integers(0, count, count)[begun] + steps - begun) % count
 
-# %% ../nbs/10b_evidence.ipynb #69768483
+# %% ../nbs/10b_evidence.ipynb #8af790a7
 def memory(
     covariance: NDArray[np.float64],  # [lags] autocovariances, lag 0 first
     sessions: int,
@@ -199,7 +199,7 @@ def memory(
             return lag
     return len(covariance) - 1
 
-# %% ../nbs/10b_evidence.ipynb #49dc1279
+# %% ../nbs/10b_evidence.ipynb #8a06b14f
 def block_length(
     values: NDArray[np.float64],  # one a session
 ) -> float:  # sessions, at least 1
@@ -216,7 +216,7 @@ def block_length(
     whole = covariance[0] + 2.0 * (taper * covariance[1 : reach + 1]).sum()
     return float(np.clip((slope**2 / whole**2 * count) ** (1 / 3), 1.0, min(3 * math.sqrt(count), count / 3)))
 
-# %% ../nbs/10b_evidence.ipynb #961b0308
+# %% ../nbs/10b_evidence.ipynb #9414b6b1
 def sharpe_interval(
     returns: NDArray[np.float64],  # fraction, one a session
     seed: int = 0,
@@ -231,7 +231,7 @@ def sharpe_interval(
     low, high = np.nanquantile(drawn, [(1.0 - coverage) / 2, (1.0 + coverage) / 2])
     return float(low), float(high)
 
-# %% ../nbs/10b_evidence.ipynb #b1a19b36
+# %% ../nbs/10b_evidence.ipynb #c5241d96
 class Criterion(NamedTuple):
     "One question of the verdict"
 
@@ -247,7 +247,7 @@ def met(
     "Whether nothing speaks against it"
     return all(criterion.passed is not False for criterion in criteria)
 
-# %% ../nbs/10b_evidence.ipynb #c05d3e41
+# %% ../nbs/10b_evidence.ipynb #7d572763
 LEAST_SESSIONS = YEAR  # sessions before any verdict but no
 MOST_PLACEBOS = 0.05  # share of noise that may pass
 
@@ -293,7 +293,7 @@ class Evidence:
         rows = [(c.name, c.figure, c.needed, words[c.passed]) for c in criteria(self)]
         return pd.DataFrame(rows, columns=["criterion", "figure", "needed", "passed"])
 
-# %% ../nbs/10b_evidence.ipynb #db329124
+# %% ../nbs/10b_evidence.ipynb #6d35fdd6
 def criteria(e: Evidence) -> list[Criterion]:
     "The questions of the verdict, answered"
     needed = max(e.track_record, LEAST_SESSIONS)
@@ -314,7 +314,7 @@ def criteria(e: Evidence) -> list[Criterion]:
         Criterion("placebo", noise, f"at most {MOST_PLACEBOS:.0%}", calm),
     ]  # fmt: skip
 
-# %% ../nbs/10b_evidence.ipynb #3f330c57
+# %% ../nbs/10b_evidence.ipynb #4025705c
 def sentence(e: Evidence) -> str:
     "The verdict in one sentence"
     if e.sessions < 3:
@@ -327,7 +327,7 @@ def sentence(e: Evidence) -> str:
         f"{e.excess_low:.2f} to {e.excess_high:.2f}, deflated for {tries} {e.deflated:.2f}, {e.sessions:,} sessions"
     )
 
-# %% ../nbs/10b_evidence.ipynb #5d8b1561
+# %% ../nbs/10b_evidence.ipynb #fd5b81bf
 def verdict(
     equity: pd.Series,  # USD at each close
     benchmark: pd.Series,  # USD at each close, the same sessions
@@ -343,11 +343,11 @@ def verdict(
     sample, ahead, luck = moments(own), moments(excess), expected_maximum(tries)
     return Evidence(
         len(own), sharpe_ratio(own), *sharpe_interval(own, seed), probabilistic_sharpe(sample),
-        sharpe_ratio(excess), *sharpe_interval(excess, seed), tries.count, luck * math.sqrt(YEAR),
+        sharpe_ratio(excess), *sharpe_interval(excess, seed), tries.number, luck * math.sqrt(YEAR),
         probabilistic_sharpe(ahead, luck), minimum_track_record(ahead), placebo_rate, placebo_runs,
     )  # fmt: skip
 
-# %% ../nbs/10b_evidence.ipynb #a38ad401
+# %% ../nbs/10b_evidence.ipynb #77eb1689
 def excess_sharpes(
     returns: NDArray[np.float64],  # [T, K] fraction, one column a strategy
     benchmark: NDArray[np.float64],  # [T] fraction

@@ -7,7 +7,7 @@ __all__ = ['CHOSEN', 'Look', 'look_at', 'fingerprint', 'rules_hash', 'count_tria
            'permuted', 'pipeline_verdict', 'Noise', 'noise_like', 'with_trees', 'Placebo', 'placebo', 'count_placebo',
            'placebo_rate', 'evidence_for', 'EvidenceReport', 'evidence_report']
 
-# %% ../nbs/13a_trials.ipynb #525db188
+# %% ../nbs/13a_trials.ipynb #496b8ef3
 import enum
 import hashlib
 import json
@@ -28,14 +28,14 @@ from .domain import InputError
 from .evidence import ONE_TRY, Evidence, Tries, excess_sharpes, pooled, tries_of, verdict
 from .fills import cost_rules
 from .kernels import PACKAGE, source_hash
-from .pipeline import Study, backtest, load_bars, traded_window
-from .research import out_of_sample
+from .pipeline import Study, backtest, traded_window
+from .research import load_bars, out_of_sample
 from .samples import synthetic_panel
 from .settings import Settings
 from .statistics import daily_returns
 from .store import TrialKind, TrialRow, record_trials, trials_on
 
-# %% ../nbs/13a_trials.ipynb #f0a1fef4
+# %% ../nbs/13a_trials.ipynb #f9e78148
 class Look(NamedTuple):
     "The bars that a try has seen"
 
@@ -55,7 +55,7 @@ def look_at(
     days = panel.sessions
     return Look(panel.source, panel.feed, panel.symbols, days[first].item(), days[stop - 1].item())
 
-# %% ../nbs/13a_trials.ipynb #f9719462
+# %% ../nbs/13a_trials.ipynb #bf5b4d19
 CHOSEN = ("features", "label", "model", "signals", "risk", "costs", "backtest")  # the sections that move a trade
 
 
@@ -69,7 +69,7 @@ def rules_hash(settings: Settings) -> str:
     left_out = {"threads", "strategy", "expires_after"}
     return fingerprint([getattr(settings, name).model_dump(mode="json", exclude=left_out) for name in CHOSEN])
 
-# %% ../nbs/13a_trials.ipynb #d6e80dda
+# %% ../nbs/13a_trials.ipynb #c8b9b28b
 def count_trials(
     engine: Engine,
     kind: TrialKind,
@@ -88,12 +88,12 @@ def count_trials(
     name = fingerprint(kind, look.source, look.feed, sorted(look.universe), rules, asked)
     return record_trials(engine, TrialRow(
         kind=kind, settings_hash=name, code=source_hash(PACKAGE), source=look.source, feed=look.feed,
-        universe=sorted(look.universe), first_session=look.first, last_session=look.last, trials=tries.count,
+        universe=sorted(look.universe), first_session=look.first, last_session=look.last, trials=tries.number,
         best=tries.best, mean=tries.mean, variance=tries.variance, proven=proven,
         about={"rules": rules, "asked": asked}, at=now, run_id=run_id,
     ))  # fmt: skip
 
-# %% ../nbs/13a_trials.ipynb #39bf9627
+# %% ../nbs/13a_trials.ipynb #25d0f966
 def trials_counted(
     engine: Engine,
     look: Look,
@@ -103,7 +103,7 @@ def trials_counted(
     lots = [Tries(row.trials, row.mean or 0.0, row.variance or 0.0, row.best or 0.0) for row in rows]
     return pooled(lots) if lots else ONE_TRY
 
-# %% ../nbs/13a_trials.ipynb #19d2fb51
+# %% ../nbs/13a_trials.ipynb #8fac2ebf
 def same_bars(
     known: NDArray[np.bool_],  # [T, N] bars that have a bar before them
     there: NDArray[np.bool_],  # [T, N] bars
@@ -123,7 +123,7 @@ def shuffled(
         order[rows] = rng.permutation(rows)
     return order
 
-# %% ../nbs/13a_trials.ipynb #5d87cde4
+# %% ../nbs/13a_trials.ipynb #66489d61
 def permuted(
     panel: Panel,
     seed: int,
@@ -143,7 +143,7 @@ def permuted(
         panel.source, f"{panel.feed}-permuted-{seed}",
     )  # fmt: skip
 
-# %% ../nbs/13a_trials.ipynb #e310f3e3
+# %% ../nbs/13a_trials.ipynb #0c82a66c
 def pipeline_verdict(
     panel: Panel,
     settings: Settings,
@@ -156,7 +156,7 @@ def pipeline_verdict(
     holding = buy_and_hold(panel, result.first, result.stop, result.capital, cost_rules(settings.costs))
     return verdict(result.equity, holding, result.capital), result
 
-# %% ../nbs/13a_trials.ipynb #3f22c867
+# %% ../nbs/13a_trials.ipynb #39d6cff3
 class Noise(enum.StrEnum):
     "What is put in the place of history"
 
@@ -174,7 +174,7 @@ def noise_like(
         return permuted(panel, seed)
     return synthetic_panel(len(panel.symbols), len(panel.index), seed, panel.sessions[0].item())
 
-# %% ../nbs/13a_trials.ipynb #07b9fc9e
+# %% ../nbs/13a_trials.ipynb #a76d97f1
 def with_trees(
     settings: Settings,
     share: float,  # of the trees of each member, above 0
@@ -187,7 +187,7 @@ def with_trees(
     fewer = {name: round(getattr(model, name) * share) or min(getattr(model, name), 1) for name in names}
     return settings.model_copy(update={"model": model.model_copy(update=fewer)})
 
-# %% ../nbs/13a_trials.ipynb #1c1520b1
+# %% ../nbs/13a_trials.ipynb #3b97c3e0
 @dataclass(frozen=True)
 class Placebo:
     "What the pipeline says about noise"
@@ -208,7 +208,7 @@ class Placebo:
         "The pass rate in one sentence"
         return f"placebo, {self.kind.value}: {self.passed} of {len(self.table)} runs end with evidence of skill ({self.size})"
 
-# %% ../nbs/13a_trials.ipynb #35b20d40
+# %% ../nbs/13a_trials.ipynb #ba5bd9ea
 def placebo(
     settings: Settings,
     kind: Noise,
@@ -232,7 +232,7 @@ def placebo(
     asked = {"noise": kind.value, "seeds": [int(seed) for seed in seeds], "sessions": sessions, "trees": trees}
     return Placebo(kind, table, size, look_at(whole, 0, len(whole.index)), asked)
 
-# %% ../nbs/13a_trials.ipynb #bc3d1c2c
+# %% ../nbs/13a_trials.ipynb #ef9e1215
 def count_placebo(
     engine: Engine,
     found: Placebo,
@@ -261,7 +261,7 @@ def placebo_rate(
     runs = sum(row.trials for row in mine)
     return (sum(row.proven or 0 for row in mine) / runs if runs else None), runs
 
-# %% ../nbs/13a_trials.ipynb #1a591bea
+# %% ../nbs/13a_trials.ipynb #c6076d81
 def evidence_for(
     engine: Engine,
     result: Backtest,
@@ -279,7 +279,7 @@ def evidence_for(
     tries, rate = trials_counted(engine, look), placebo_rate(engine, look, settings)
     return verdict(result.equity, holding, result.capital, tries, *rate)
 
-# %% ../nbs/13a_trials.ipynb #852ab63c
+# %% ../nbs/13a_trials.ipynb #66ba2296
 @dataclass(frozen=True)
 class EvidenceReport:
     "A backtest, what the same machine says about noise, and the verdict"
