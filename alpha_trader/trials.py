@@ -7,7 +7,7 @@ __all__ = ['CHOSEN', 'Look', 'look_at', 'fingerprint', 'rules_hash', 'count_tria
            'permuted', 'pipeline_verdict', 'Noise', 'noise_like', 'with_trees', 'Placebo', 'placebo', 'count_placebo',
            'placebo_rate', 'evidence_for', 'EvidenceReport', 'evidence_report']
 
-# %% ../nbs/13a_trials.ipynb #496b8ef3
+# %% ../nbs/13a_trials.ipynb #b9e6181e
 import enum
 import hashlib
 import json
@@ -24,6 +24,7 @@ from sqlalchemy import Engine
 from .backtest import Backtest, buy_and_hold, run_backtest
 from .bars import Panel, adjusted
 from .confidence import agreement, consensus
+from .context import current_run
 from .domain import InputError
 from .evidence import ONE_TRY, Evidence, Tries, excess_sharpes, pooled, tries_of, verdict
 from .fills import cost_rules
@@ -35,7 +36,7 @@ from .settings import Settings
 from .statistics import daily_returns
 from .store import TrialKind, TrialRow, record_trials, trials_on
 
-# %% ../nbs/13a_trials.ipynb #f9e78148
+# %% ../nbs/13a_trials.ipynb #7878eb3b
 class Look(NamedTuple):
     "The bars that a try has seen"
 
@@ -55,7 +56,7 @@ def look_at(
     days = panel.sessions
     return Look(panel.source, panel.feed, panel.symbols, days[first].item(), days[stop - 1].item())
 
-# %% ../nbs/13a_trials.ipynb #bf5b4d19
+# %% ../nbs/13a_trials.ipynb #ce833dc7
 CHOSEN = ("features", "label", "model", "signals", "risk", "costs", "backtest")  # the sections that move a trade
 
 
@@ -69,7 +70,7 @@ def rules_hash(settings: Settings) -> str:
     left_out = {"threads", "strategy", "expires_after"}
     return fingerprint([getattr(settings, name).model_dump(mode="json", exclude=left_out) for name in CHOSEN])
 
-# %% ../nbs/13a_trials.ipynb #c8b9b28b
+# %% ../nbs/13a_trials.ipynb #e8bc8c01
 def count_trials(
     engine: Engine,
     kind: TrialKind,
@@ -93,7 +94,7 @@ def count_trials(
         about={"rules": rules, "asked": asked}, at=now, run_id=run_id,
     ))  # fmt: skip
 
-# %% ../nbs/13a_trials.ipynb #25d0f966
+# %% ../nbs/13a_trials.ipynb #bf92909f
 def trials_counted(
     engine: Engine,
     look: Look,
@@ -103,7 +104,7 @@ def trials_counted(
     lots = [Tries(row.trials, row.mean or 0.0, row.variance or 0.0, row.best or 0.0) for row in rows]
     return pooled(lots) if lots else ONE_TRY
 
-# %% ../nbs/13a_trials.ipynb #8fac2ebf
+# %% ../nbs/13a_trials.ipynb #be0f397c
 def same_bars(
     known: NDArray[np.bool_],  # [T, N] bars that have a bar before them
     there: NDArray[np.bool_],  # [T, N] bars
@@ -123,7 +124,7 @@ def shuffled(
         order[rows] = rng.permutation(rows)
     return order
 
-# %% ../nbs/13a_trials.ipynb #66489d61
+# %% ../nbs/13a_trials.ipynb #6935e1e5
 def permuted(
     panel: Panel,
     seed: int,
@@ -143,7 +144,7 @@ def permuted(
         panel.source, f"{panel.feed}-permuted-{seed}",
     )  # fmt: skip
 
-# %% ../nbs/13a_trials.ipynb #0c82a66c
+# %% ../nbs/13a_trials.ipynb #7b4b9a5e
 def pipeline_verdict(
     panel: Panel,
     settings: Settings,
@@ -156,7 +157,7 @@ def pipeline_verdict(
     holding = buy_and_hold(panel, result.first, result.stop, result.capital, cost_rules(settings.costs))
     return verdict(result.equity, holding, result.capital), result
 
-# %% ../nbs/13a_trials.ipynb #39d6cff3
+# %% ../nbs/13a_trials.ipynb #968aeec7
 class Noise(enum.StrEnum):
     "What is put in the place of history"
 
@@ -174,7 +175,7 @@ def noise_like(
         return permuted(panel, seed)
     return synthetic_panel(len(panel.symbols), len(panel.index), seed, panel.sessions[0].item())
 
-# %% ../nbs/13a_trials.ipynb #a76d97f1
+# %% ../nbs/13a_trials.ipynb #b5b1dd30
 def with_trees(
     settings: Settings,
     share: float,  # of the trees of each member, above 0
@@ -187,7 +188,7 @@ def with_trees(
     fewer = {name: round(getattr(model, name) * share) or min(getattr(model, name), 1) for name in names}
     return settings.model_copy(update={"model": model.model_copy(update=fewer)})
 
-# %% ../nbs/13a_trials.ipynb #3b97c3e0
+# %% ../nbs/13a_trials.ipynb #7d8adf8d
 @dataclass(frozen=True)
 class Placebo:
     "What the pipeline says about noise"
@@ -208,7 +209,7 @@ class Placebo:
         "The pass rate in one sentence"
         return f"placebo, {self.kind.value}: {self.passed} of {len(self.table)} runs end with evidence of skill ({self.size})"
 
-# %% ../nbs/13a_trials.ipynb #ba5bd9ea
+# %% ../nbs/13a_trials.ipynb #ed7249ed
 def placebo(
     settings: Settings,
     kind: Noise,
@@ -232,7 +233,7 @@ def placebo(
     asked = {"noise": kind.value, "seeds": [int(seed) for seed in seeds], "sessions": sessions, "trees": trees}
     return Placebo(kind, table, size, look_at(whole, 0, len(whole.index)), asked)
 
-# %% ../nbs/13a_trials.ipynb #ef9e1215
+# %% ../nbs/13a_trials.ipynb #f180554a
 def count_placebo(
     engine: Engine,
     found: Placebo,
@@ -261,7 +262,7 @@ def placebo_rate(
     runs = sum(row.trials for row in mine)
     return (sum(row.proven or 0 for row in mine) / runs if runs else None), runs
 
-# %% ../nbs/13a_trials.ipynb #c6076d81
+# %% ../nbs/13a_trials.ipynb #178124de
 def evidence_for(
     engine: Engine,
     result: Backtest,
@@ -279,7 +280,7 @@ def evidence_for(
     tries, rate = trials_counted(engine, look), placebo_rate(engine, look, settings)
     return verdict(result.equity, holding, result.capital, tries, *rate)
 
-# %% ../nbs/13a_trials.ipynb #66ba2296
+# %% ../nbs/13a_trials.ipynb #1e9b475c
 @dataclass(frozen=True)
 class EvidenceReport:
     "A backtest, what the same machine says about noise, and the verdict"
@@ -290,7 +291,12 @@ class EvidenceReport:
 
     def facts(self) -> dict[str, object]:
         "The report in numbers and sentences"
-        return {**self.evidence.facts(), "placebos": [found.text for found in self.placebos]}
+        return {**self.evidence.facts(), **{f"on noise: {found.kind.value}": found.text for found in self.placebos}}
+
+    def noise(self) -> pd.DataFrame:  # one row a placebo run
+        "All placebo runs below each other"
+        tables = [found.table.assign(noise=found.kind.value) for found in self.placebos]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def evidence_report(
@@ -301,10 +307,10 @@ def evidence_report(
     sessions: int = 1250,  # newest sessions of a placebo; 0 = all
     trees: float = 0.2,  # share of each member's trees in a placebo
     progress: Callable[[int, int], None] | None = None,  # told (placebo runs done, in all)
-    run_id: int | None = None,
 ) -> EvidenceReport:
     "Backtest, placebos and verdict"
-    study, found = backtest(settings), []
+    study, found, run = backtest(settings), [], current_run()
+    run_id = run.run_id if run else None
     for place, kind in enumerate(Noise if runs else ()):
         tell = None if progress is None else lambda done, total, place=place: progress(place * runs + done, 2 * runs)
         found.append(placebo(settings, kind, range(1, runs + 1), tell, study.result.panel, sessions, trees))
