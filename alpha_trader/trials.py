@@ -7,7 +7,7 @@ __all__ = ['CHOSEN', 'Look', 'look_at', 'fingerprint', 'rules_hash', 'count_tria
            'permuted', 'pipeline_verdict', 'Noise', 'noise_like', 'with_trees', 'Placebo', 'placebo', 'count_placebo',
            'placebo_rate', 'evidence_for', 'EvidenceReport', 'evidence_report']
 
-# %% ../nbs/13a_trials.ipynb #b9e6181e
+# %% ../nbs/13a_trials.ipynb #d9f18284
 import enum
 import hashlib
 import json
@@ -36,7 +36,7 @@ from .settings import Settings
 from .statistics import daily_returns
 from .store import TrialKind, TrialRow, record_trials, trials_on
 
-# %% ../nbs/13a_trials.ipynb #7878eb3b
+# %% ../nbs/13a_trials.ipynb #f6042bf2
 class Look(NamedTuple):
     "The bars that a try has seen"
 
@@ -56,7 +56,7 @@ def look_at(
     days = panel.sessions
     return Look(panel.source, panel.feed, panel.symbols, days[first].item(), days[stop - 1].item())
 
-# %% ../nbs/13a_trials.ipynb #ce833dc7
+# %% ../nbs/13a_trials.ipynb #206529b8
 CHOSEN = ("features", "label", "model", "signals", "risk", "costs", "backtest")  # the sections that move a trade
 
 
@@ -70,7 +70,7 @@ def rules_hash(settings: Settings) -> str:
     left_out = {"threads", "strategy", "expires_after"}
     return fingerprint([getattr(settings, name).model_dump(mode="json", exclude=left_out) for name in CHOSEN])
 
-# %% ../nbs/13a_trials.ipynb #e8bc8c01
+# %% ../nbs/13a_trials.ipynb #fa15d97f
 def count_trials(
     engine: Engine,
     kind: TrialKind,
@@ -94,7 +94,7 @@ def count_trials(
         about={"rules": rules, "asked": asked}, at=now, run_id=run_id,
     ))  # fmt: skip
 
-# %% ../nbs/13a_trials.ipynb #bf92909f
+# %% ../nbs/13a_trials.ipynb #9d38c1c8
 def trials_counted(
     engine: Engine,
     look: Look,
@@ -104,7 +104,7 @@ def trials_counted(
     lots = [Tries(row.trials, row.mean or 0.0, row.variance or 0.0, row.best or 0.0) for row in rows]
     return pooled(lots) if lots else ONE_TRY
 
-# %% ../nbs/13a_trials.ipynb #be0f397c
+# %% ../nbs/13a_trials.ipynb #3cffa612
 def same_bars(
     known: NDArray[np.bool_],  # [T, N] bars that have a bar before them
     there: NDArray[np.bool_],  # [T, N] bars
@@ -124,7 +124,7 @@ def shuffled(
         order[rows] = rng.permutation(rows)
     return order
 
-# %% ../nbs/13a_trials.ipynb #6935e1e5
+# %% ../nbs/13a_trials.ipynb #bfb88b41
 def permuted(
     panel: Panel,
     seed: int,
@@ -144,7 +144,7 @@ def permuted(
         panel.source, f"{panel.feed}-permuted-{seed}",
     )  # fmt: skip
 
-# %% ../nbs/13a_trials.ipynb #7b4b9a5e
+# %% ../nbs/13a_trials.ipynb #c5465434
 def pipeline_verdict(
     panel: Panel,
     settings: Settings,
@@ -157,7 +157,7 @@ def pipeline_verdict(
     holding = buy_and_hold(panel, result.first, result.stop, result.capital, cost_rules(settings.costs))
     return verdict(result.equity, holding, result.capital), result
 
-# %% ../nbs/13a_trials.ipynb #968aeec7
+# %% ../nbs/13a_trials.ipynb #c608a4de
 class Noise(enum.StrEnum):
     "What is put in the place of history"
 
@@ -175,7 +175,7 @@ def noise_like(
         return permuted(panel, seed)
     return synthetic_panel(len(panel.symbols), len(panel.index), seed, panel.sessions[0].item())
 
-# %% ../nbs/13a_trials.ipynb #b5b1dd30
+# %% ../nbs/13a_trials.ipynb #b880ec07
 def with_trees(
     settings: Settings,
     share: float,  # of the trees of each member, above 0
@@ -188,7 +188,7 @@ def with_trees(
     fewer = {name: round(getattr(model, name) * share) or min(getattr(model, name), 1) for name in names}
     return settings.model_copy(update={"model": model.model_copy(update=fewer)})
 
-# %% ../nbs/13a_trials.ipynb #7d8adf8d
+# %% ../nbs/13a_trials.ipynb #70597ad5
 @dataclass(frozen=True)
 class Placebo:
     "What the pipeline says about noise"
@@ -209,7 +209,7 @@ class Placebo:
         "The pass rate in one sentence"
         return f"placebo, {self.kind.value}: {self.passed} of {len(self.table)} runs end with evidence of skill ({self.size})"
 
-# %% ../nbs/13a_trials.ipynb #ed7249ed
+# %% ../nbs/13a_trials.ipynb #4ae96069
 def placebo(
     settings: Settings,
     kind: Noise,
@@ -233,7 +233,7 @@ def placebo(
     asked = {"noise": kind.value, "seeds": [int(seed) for seed in seeds], "sessions": sessions, "trees": trees}
     return Placebo(kind, table, size, look_at(whole, 0, len(whole.index)), asked)
 
-# %% ../nbs/13a_trials.ipynb #f180554a
+# %% ../nbs/13a_trials.ipynb #2585c5b8
 def count_placebo(
     engine: Engine,
     found: Placebo,
@@ -262,7 +262,7 @@ def placebo_rate(
     runs = sum(row.trials for row in mine)
     return (sum(row.proven or 0 for row in mine) / runs if runs else None), runs
 
-# %% ../nbs/13a_trials.ipynb #178124de
+# %% ../nbs/13a_trials.ipynb #3472aa0d
 def evidence_for(
     engine: Engine,
     result: Backtest,
@@ -280,7 +280,7 @@ def evidence_for(
     tries, rate = trials_counted(engine, look), placebo_rate(engine, look, settings)
     return verdict(result.equity, holding, result.capital, tries, *rate)
 
-# %% ../nbs/13a_trials.ipynb #1e9b475c
+# %% ../nbs/13a_trials.ipynb #7fe63c52
 @dataclass(frozen=True)
 class EvidenceReport:
     "A backtest, what the same machine says about noise, and the verdict"
