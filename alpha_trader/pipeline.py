@@ -149,6 +149,7 @@ class Study:
     holding_performance: Performance
     doubled: Performance  # the same at twice the costs
     verdict: Evidence
+    confidence: np.ndarray  # [T, N] 0 to 1, known after each close
 
     def facts(self) -> dict[str, object]:
         "What was tried, and the answer"
@@ -182,7 +183,8 @@ def backtest(
     doubled = judged(run_backtest(part, *views, dearer, money, *window), dearer)[2]
     holding = buy_and_hold(part, result.first, result.stop, money, cost_rules(settings.costs))
     held = performance(holding, money, np.empty(0), settings.backtest.risk_free)
-    return Study(result, fills, closed, numbers, holding, held, doubled, verdict(result.equity, holding, money))
+    answer = verdict(result.equity, holding, money)
+    return Study(result, fills, closed, numbers, holding, held, doubled, answer, views[1])
 
 # %% ../nbs/13_pipeline.ipynb #9e8ef391
 def study_table(study: Study) -> pd.DataFrame:  # one row a measure
