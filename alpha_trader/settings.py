@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['Share', 'Loss', 'Rate', 'Positive', 'Count', 'CountFromZero', 'Symbol', 'SPLIT', 'EACH_ONCE', 'SYMBOLS', 'NAMES',
-           'SEEDS', 'Symbols', 'Names', 'Seeds', 'Folder', 'WATCHLIST', 'REFIT_SESSIONS', 'DATABASES', 'SECTIONS',
-           'PREFIX', 'SECRET_NAMES', 'PROCESS_ONLY', 'AlphaTraderError', 'SettingsError', 'split_list', 'refused',
-           'each_once', 'upper', 'blank_is_none', 'Section', 'DataSettings', 'FeatureSettings', 'LabelSettings',
-           'ModelSettings', 'SignalSettings', 'RiskSettings', 'CostSettings', 'BrokerSettings', 'BacktestSettings',
-           'RunSettings', 'check_url', 'StoreSettings', 'LogSettings', 'Secrets', 'Places', 'LayeredSettings',
-           'Settings', 'database_url', 'interval', 'allowed', 'as_text', 'shown', 'closest', 'Layer', 'ini_parser',
-           'ini_problem', 'ini_layer', 'environment_layer', 'dotenv_variables', 'objection', 'LayerSource', 'problem',
-           'settled', 'find_root', 'load_settings', 'override', 'SettingRow', 'settings_table']
+           'SEEDS', 'Symbols', 'Names', 'Seeds', 'Windows', 'Folder', 'WATCHLIST', 'OwnStop', 'OwnTarget',
+           'REFIT_SESSIONS', 'DATABASES', 'SECTIONS', 'PREFIX', 'SECRET_NAMES', 'PROCESS_ONLY', 'AlphaTraderError',
+           'SettingsError', 'split_list', 'refused', 'each_once', 'upper', 'blank_is_none', 'Section', 'DataSettings',
+           'FeatureSettings', 'LabelSettings', 'ModelSettings', 'SignalSettings', 'RiskSettings', 'CostSettings',
+           'BrokerSettings', 'BacktestSettings', 'RunSettings', 'check_url', 'StoreSettings', 'LogSettings', 'Secrets',
+           'Places', 'LayeredSettings', 'Settings', 'database_url', 'interval', 'allowed', 'as_text', 'shown',
+           'closest', 'Layer', 'ini_parser', 'ini_problem', 'ini_layer', 'environment_layer', 'dotenv_variables',
+           'objection', 'LayerSource', 'problem', 'settled', 'find_root', 'load_settings', 'override', 'SettingRow',
+           'settings_table']
 
 # %% ../nbs/00_settings.ipynb #7b22c4c9
 import configparser
@@ -96,6 +97,7 @@ SEEDS = Field(description="whole numbers >= 0, separated by commas, each once")
 Symbols = Annotated[tuple[Symbol, ...], SPLIT, EACH_ONCE, SYMBOLS]
 Names = Annotated[tuple[str, ...], SPLIT, EACH_ONCE, NAMES]
 Seeds = Annotated[tuple[CountFromZero, ...], SPLIT, EACH_ONCE, SEEDS]
+Windows = Annotated[tuple[CountFromZero, ...], SPLIT, EACH_ONCE, SEEDS]
 
 # %% ../nbs/00_settings.ipynb #64b91595
 def blank_is_none(value: object) -> object:
@@ -146,13 +148,27 @@ class FeatureSettings(Section):
     names: Names = ("shipped",)
     min_history: Count = 60  # bars a symbol needs before its first features
 
+# %% ../nbs/00_settings.ipynb #fb173854
+OwnStop = Annotated[Loss | None, BeforeValidator(blank_is_none), Field(description="a number in (-1, 0), or nothing: the plan's")]
+OwnTarget = Annotated[Positive | None, BeforeValidator(blank_is_none), Field(description="a number > 0, or nothing: the plan's")]
+
 # %% ../nbs/00_settings.ipynb #dae4356e
 class LabelSettings(Section):
     "What the models learn to predict"
 
-    kind: Literal["forward_return"] = "forward_return"
+    kind: Literal["forward_return", "triple_barrier"] = "forward_return"
     horizon: Annotated[int, Field(ge=1, le=60)] = 5  # sessions between the fill and the end of the label
     clip: Annotated[float, Field(ge=0, lt=0.5)] = 0.02  # quantile cut off on each side of the training rows
+    band: Annotated[float, Field(gt=0, lt=1)] = 0.02  # return beyond which a classifier says up or down
+    excess: bool = False  # less the universe's mean of the same session
+    stop: OwnStop = None  # from the fill; None = the plan's stop_loss
+    target: OwnTarget = None  # from the fill; None = the plan's take_profit
+
+    @model_validator(mode="after")
+    def _barriers_are_prices(self) -> Self:
+        if self.excess and self.kind == "triple_barrier":
+            raise refused("false, because the barriers of kind = triple_barrier are prices of the symbol itself", "excess")
+        return self
 
 # %% ../nbs/00_settings.ipynb #6ee4ce25
 REFIT_SESSIONS = {"weekly": 5, "monthly": 23, "yearly": 253}  # the most sessions from one refit to the next
@@ -162,9 +178,16 @@ class ModelSettings(Section):
     "How the ensemble is trained, how often, and how long a fit may be used"
 
     strategy: Annotated[str, Field(pattern=r"^[a-z0-9]{1,12}$", description="1 to 12 small letters or digits")] = "demo"
+    members: Names = ("lightgbm", "xgboost")  # kinds of member; classifier is the third that ships
     seeds: Seeds = (42, 84)
     lightgbm_rounds: Count = 500
     xgboost_rounds: Count = 300
+    classifier_rounds: Count = 200
+    pooled: bool = True  # one model of all symbols; False = each symbol its own
+    uniqueness: bool = False  # weigh rows by how little their labels overlap
+    feature_share: Share = 1.0  # part of the features each member sees
+    windows: Windows = (0,)  # newest sessions learned from, the seeds take turns; 0 = all
+    max_rows: CountFromZero = 500_000  # rows one member learns from at most; 0 = no limit
     refit: Literal["weekly", "monthly", "yearly"] = "yearly"
     min_train: Annotated[int, Field(ge=20)] = 750  # sessions before the first fit
     embargo: CountFromZero = 2  # sessions left out between training and test
@@ -386,6 +409,12 @@ class Settings(LayeredSettings):
     def store_url(self) -> str:
         "The database, ready to be opened"
         return database_url(self.root, self.store.url, self.secrets.database_password)
+
+    @property
+    def question(self) -> LabelSettings:
+        "The label, with the plan's stop and target where it names none of its own"
+        own = {"stop": self.label.stop or self.risk.stop_loss, "target": self.label.target or self.risk.take_profit}
+        return self.label.model_copy(update=own if self.label.kind == "triple_barrier" else {})
 
 # %% ../nbs/00_settings.ipynb #fa2aaa28
 SECTIONS: dict[str, type[Section]] = {

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from alpha_trader.confidence import agreement, answers, consensus, rank_ic, scores, spaced_t
-from alpha_trader.domain import InputError, ModelError
+from alpha_trader.domain import DataError, InputError, ModelError
 from alpha_trader.features import FeatureSet
 from alpha_trader.labels import forward_return
 from alpha_trader.models import (
@@ -26,6 +26,7 @@ from alpha_trader.models import (
     Ensemble,
     Kind,
     Member,
+    Rows,
     Spec,
     complete_rows,
     feature_gain,
@@ -74,8 +75,8 @@ def test_a_06_and_a_07_parameters_to_the_digit() -> None:
 
 def test_the_libraries_took_our_parameters() -> None:
     features, labels, _ = tiny_world()
-    x, y = training_rows(features, labels, 500, 0.02)
-    light, _, xtreme, _ = train_ensemble(x, y, features.names, lightgbm_rounds=7, xgboost_rounds=9).members
+    rows = training_rows(features, labels, 500, LABEL)
+    light, _, xtreme, _ = train_ensemble(rows, specs(ModelSettings(lightgbm_rounds=7, xgboost_rounds=9))).members
     text = KINDS["lightgbm"].dump(light.booster).decode()
     for line in ("num_leaves: 20", "max_depth: 7", "lambda_l1: 0.1", "bagging_freq: 1", "seed: 42", "num_threads: 1",
                  "feature_names=lean calm noise"):  # fmt: skip
@@ -86,7 +87,7 @@ def test_the_libraries_took_our_parameters() -> None:
 
 
 def test_a_08_two_of_each_in_a_fixed_order() -> None:
-    names = [f"{spec.kind}-{spec.seed}" for spec in specs(ModelSettings().seeds, 500, 300)]
+    names = [f"{spec.kind}-{spec.seed}" for spec in specs(ModelSettings())]
     assert names == ["lightgbm-42", "lightgbm-84", "xgboost-42", "xgboost-84"]
 
 
@@ -95,8 +96,8 @@ def test_a_08_two_of_each_in_a_fixed_order() -> None:
 
 def test_threads_and_repetition_change_no_byte() -> None:
     features, labels, _ = tiny_world()
-    x, y = training_rows(features, labels, 500, 0.02)
-    runs = [train_ensemble(x, y, features.names, (42, 84), 20, 20, threads) for threads in (1, 2, 4, 2)]
+    rows, wanted = training_rows(features, labels, 500, LABEL), specs(SMALL)
+    runs = [train_ensemble(rows, wanted, threads) for threads in (1, 2, 4, 2)]
     dumps = [[KINDS[member.kind].dump(member.booster) for member in run.members] for run in runs]
     assert dumps.count(dumps[0]) == len(dumps)
     assert len({bytes(dump) for dump in dumps[0]}) == 4  # four different members
@@ -179,7 +180,8 @@ def test_da_5_nothing_is_filled_in() -> None:
     features.values[:20] = np.nan  # warm-up
     features.values[30, 1, 2] = np.inf
     labels[40, 0] = np.nan
-    x, y = training_rows(features, labels, 100, 0.0)
+    rows = training_rows(features, labels, 100, LabelSettings(clip=0.0))
+    x, y = rows.x, rows.y
     assert x.shape == (80 * 3 - 2, 3) and y.shape == (80 * 3 - 2,)
     assert x.flags["C_CONTIGUOUS"] and x.dtype == np.float32
     assert np.isfinite(x).all() and np.isfinite(y).all()
@@ -191,7 +193,7 @@ def test_a_05_clipping_is_per_symbol_and_on_used_rows_only() -> None:
     labels[:, 2] *= 50  # a wild symbol must not widen the others' limits
     labels[10, 0] = 5.0
     features.values[10, 0, 0] = np.nan  # unusable row: its label must not count
-    _, y = training_rows(features, labels, 400, 0.02)
+    y = training_rows(features, labels, 400, LABEL).y
     used = complete_rows(features, labels)[:400]
     column = np.broadcast_to(np.arange(3), used.shape)[used]
     for symbol in range(3):
@@ -263,7 +265,7 @@ def test_da_3_a_lone_survivor_has_no_agreement(odd_kinds: None) -> None:
 def test_a_member_that_cannot_be_fitted_stops_the_training(odd_kinds: None) -> None:
     KINDS["broken"] = Kind(failing, failing, dict, bytes, bytes, "txt", {})
     with pytest.raises(ModelError, match=r"broken-1 could not be fitted on 3 rows: out of order$"):
-        fit_member(Spec("broken", 1, 10), np.zeros((3, 1), np.float32), np.zeros(3), ("a",))
+        fit_member(Spec("broken", 1, 10), Rows(np.zeros((3, 1), np.float32), np.zeros(3), ("a",)))
 
 
 def test_a_row_with_a_hole_gets_no_forecast_and_disturbs_no_other() -> None:
@@ -303,7 +305,7 @@ def test_nothing_to_learn_from_is_one_line() -> None:
         partial(walk_forward_predict, features, empty, days, LABEL, SMALL),
         partial(fit_panel, features, labels, 20, LABEL, SMALL),
     ):
-        with pytest.raises(ModelError) as caught:
+        with pytest.raises(DataError) as caught:
             attempt()
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="519 sessions, 520 labels"):
