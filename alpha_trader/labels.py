@@ -29,7 +29,7 @@ def purge(
         raise InputError(f"label horizon must be at least 1 session, was {horizon}")
     return horizon + FILL
 
-# %% ../nbs/06_labels.ipynb #330ee7f4
+# %% ../nbs/06_labels.ipynb #467ddec5
 class Contract(NamedTuple):
     "What a label says about time; nobody else says anything about it"
 
@@ -42,7 +42,7 @@ def contract(label: LabelSettings) -> Contract:
     "The widths that follow from a label"
     return Contract(lag=FILL, holding=label.horizon, purge=purge(label.horizon))
 
-# %% ../nbs/06_labels.ipynb #e977debd
+# %% ../nbs/06_labels.ipynb #9b108c01
 def check_contract(
     label: LabelSettings,
     starts: int = FILL,  # rows from the decision to the first price of the label
@@ -79,7 +79,7 @@ def forward_return(
     "Total return from the fill at the next open to the open `horizon` sessions later"
     return open_to_open(adjusted(panel)[0], horizon)
 
-# %% ../nbs/06_labels.ipynb #66937c25
+# %% ../nbs/06_labels.ipynb #9cd2e30c
 @kernel
 def barrier_return(
     opens: np.ndarray,  # float64[T] of one symbol, adjusted
@@ -99,7 +99,7 @@ def barrier_return(
             return max(opens[row] / fill - 1.0, target)
     return opens[last] / fill - 1.0
 
-# %% ../nbs/06_labels.ipynb #d8916220
+# %% ../nbs/06_labels.ipynb #cfbce456
 @kernel
 def barrier_returns(
     opens: np.ndarray,  # float64[T, N] adjusted, NaN = no bar
@@ -118,7 +118,7 @@ def barrier_returns(
                 labels[row, n] = barrier_return(opens[:, n], highs[:, n], lows[:, n], first, last, stop, target)
     return labels
 
-# %% ../nbs/06_labels.ipynb #f0278a4a
+# %% ../nbs/06_labels.ipynb #f66ed8b3
 def excess_return(
     labels: np.ndarray,  # float64[T, N]
 ) -> np.ndarray:  # float64[T, N], NaN where fewer than two are known
@@ -128,7 +128,7 @@ def excess_return(
     mean = np.where(known, labels, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
     return np.where(count > 1, labels - mean, np.nan)
 
-# %% ../nbs/06_labels.ipynb #5f5818cb
+# %% ../nbs/06_labels.ipynb #3582ab65
 def label_returns(
     panel: Panel,  # raw bars with their splits and dividends
     label: LabelSettings,  # with a stop and a target if it has barriers, see `Settings.question`
@@ -137,8 +137,8 @@ def label_returns(
     if label.kind == "forward_return":
         returns = forward_return(panel, label.horizon)
         return excess_return(returns) if label.excess else returns
-    low, high = barriers(label)
-    return barrier_returns(*adjusted(panel)[:3], label.horizon, low, high)
+    opens, highs, lows = adjusted(panel)[:3]
+    return barrier_returns(opens, highs, lows, label.horizon, *barriers(label))
 
 
 def barriers(label: LabelSettings) -> tuple[float, float]:
@@ -147,7 +147,7 @@ def barriers(label: LabelSettings) -> tuple[float, float]:
         raise InputError("label kind triple_barrier: stop and target are missing, take them from Settings.question")
     return label.stop, label.target
 
-# %% ../nbs/06_labels.ipynb #4334fc40
+# %% ../nbs/06_labels.ipynb #c1da2ddd
 def edges(label: LabelSettings) -> tuple[float, float]:
     "Returns below the first are down, above the second up"
     if label.kind == "forward_return":
@@ -164,7 +164,7 @@ def classes(
     low, high = edges(label)
     return (1 + (returns > high).astype(np.int8) - (returns < low).astype(np.int8)).astype(np.int8)
 
-# %% ../nbs/06_labels.ipynb #5163bd84
+# %% ../nbs/06_labels.ipynb #c7e38618
 def uniqueness(
     known: np.ndarray,  # bool[T, N] where a label is used
     horizon: int,  # sessions

@@ -76,7 +76,7 @@ LIGHTGBM: dict[str, Any] = {
     "objective": "regression", "metric": "rmse",
     "num_leaves": 20, "max_depth": 7, "min_child_samples": 20, "learning_rate": 0.05,
     "feature_fraction": 0.8, "bagging_fraction": 0.8, "bagging_freq": 1, "lambda_l1": 0.1, "lambda_l2": 0.1,
-    "deterministic": True, "force_row_wise": True, "num_threads": 1, "verbosity": -1,
+    "deterministic": True, "force_row_wise": True, "feature_pre_filter": False, "num_threads": 1, "verbosity": -1,
 }  # fmt: skip
 XGBOOST: dict[str, Any] = {
     "objective": "reg:squarederror", "tree_method": "hist",
@@ -88,7 +88,7 @@ CLASSIFIER: dict[str, Any] = {
     "objective": "multiclass", "num_class": 3, "metric": "multi_logloss", "num_leaves": 31, "max_depth": 6, "lambda_l1": 0.0, "lambda_l2": 0.0,
 }  # fmt: skip
 
-# %% ../nbs/07_models.ipynb #376b43c1
+# %% ../nbs/07_models.ipynb #e8fb3ae3
 class Spec(NamedTuple):
     "A member before it is fitted"
 
@@ -113,7 +113,7 @@ class Rows:
     bins: dict[str, Any] = field(default_factory=dict)  # of the first training window, by kind
     made: dict[str, Any] = field(default_factory=dict)  # a library's own copy of these rows, by kind
 
-# %% ../nbs/07_models.ipynb #605af793
+# %% ../nbs/07_models.ipynb #27f6fbc7
 def bins_lightgbm(
     x: np.ndarray,  # float32[R, F] of the first training window
     names: Sequence[str],  # F feature names
@@ -140,7 +140,7 @@ def binned(
         rows.made[kind] = make(rows.bins.get(kind))
     return rows.made[kind]
 
-# %% ../nbs/07_models.ipynb #f6997069
+# %% ../nbs/07_models.ipynb #cfeb27b6
 def lightgbm_data(
     kind: str,
     rows: Rows,
@@ -228,7 +228,7 @@ def load_xgboost(content: bytes) -> Any:  # xgboost.Booster
     FORESTS[booster] = xgboost_forest(bytes(booster.save_raw("json")))
     return booster
 
-# %% ../nbs/07_models.ipynb #0963ad08
+# %% ../nbs/07_models.ipynb #4002792d
 class Classifier(NamedTuple):
     "A booster that knows three classes, and what each of them was worth"
 
@@ -241,7 +241,7 @@ def class_worth(
 ) -> tuple[float, ...]:  # mean label of down, neither, up; 0 for a class without rows
     "What each class earned on average"
     weight = np.ones(len(rows.y)) if rows.weight is None else rows.weight
-    masks = [rows.way == way for way in range(3)]
+    masks = [np.equal(rows.way, way) for way in range(3)]  # type: ignore[arg-type]
     return tuple(float(np.average(rows.y[mask], weights=weight[mask])) if mask.any() else 0.0 for mask in masks)
 
 
@@ -253,7 +253,7 @@ def fit_classifier(rows: Rows, spec: Spec) -> Classifier:
     data = lightgbm_data("classifier", rows, rows.way)
     return Classifier(library("lightgbm").train(parameters, data, num_boost_round=spec.rounds), class_worth(rows))
 
-# %% ../nbs/07_models.ipynb #09e83184
+# %% ../nbs/07_models.ipynb #e7f482a1
 def class_probabilities(
     model: Classifier,
     x: np.ndarray,  # float32[R, F]
@@ -270,9 +270,9 @@ def class_probabilities(
 
 def predict_classifier(model: Classifier, x: np.ndarray, threads: int) -> np.ndarray:  # float64[R]
     "The return to be expected: the sum of probability times worth"
-    return class_probabilities(model, x, threads) @ np.array(model.worth)
+    return (class_probabilities(model, x, threads) * np.array(model.worth)).sum(axis=1)  # row by row: no answer depends on its neighbours
 
-# %% ../nbs/07_models.ipynb #cfe9ec20
+# %% ../nbs/07_models.ipynb #932fed98
 WORTH = "\nworth_of_classes="  # the last line of a classifier's file; the rest is LightGBM's own text
 
 
@@ -291,7 +291,7 @@ def gain_classifier(model: Classifier) -> dict[str, float]:  # by feature name
     "Total gain of each feature"
     return gain_lightgbm(model.booster)
 
-# %% ../nbs/07_models.ipynb #521cc511
+# %% ../nbs/07_models.ipynb #80d30767
 class Estimator(Protocol):
     "One method of learning; anything with these parts is one"
 
@@ -325,7 +325,7 @@ class Kind:
     bins: Callable[[np.ndarray, Sequence[str]], Any] | None = None  # borders worth sharing between fits
     probabilities: Callable[[Any, np.ndarray, int], np.ndarray] | None = None  # of three classes, [R, 3]
 
-# %% ../nbs/07_models.ipynb #8c4eddfa
+# %% ../nbs/07_models.ipynb #316764bd
 KINDS: dict[str, Estimator] = {
     "lightgbm": Kind(
         fit_lightgbm, predict_lightgbm, gain_lightgbm, dump_lightgbm, load_lightgbm, "txt", LIGHTGBM, bins_lightgbm
@@ -441,7 +441,7 @@ def specs(model: ModelSettings) -> list[Spec]:
         for seed, window in turns
     ]
 
-# %% ../nbs/07_models.ipynb #03e21459
+# %% ../nbs/07_models.ipynb #c7c3f148
 def seen_by(
     spec: Spec,
     rows: Rows,
@@ -524,7 +524,7 @@ def training_rows(
         np.flatnonzero(usable.any(axis=1)).repeat(usable.sum(axis=1)[usable.any(axis=1)]), weight, bins or {},
     )  # fmt: skip
 
-# %% ../nbs/07_models.ipynb #c5e023f5
+# %% ../nbs/07_models.ipynb #3ee31ebe
 def first_bins(
     features: FeatureSet,  # values float32[T, N, F]
     labels: np.ndarray,  # float64[T, N]
@@ -537,7 +537,7 @@ def first_bins(
     x, makers = features.values[:stop][usable[:stop]], {kind: getattr(KINDS[kind], "bins", None) for kind in model.members}
     return {kind: make(x, features.names) for kind, make in makers.items() if make is not None and len(x) >= LEAST_ROWS}
 
-# %% ../nbs/07_models.ipynb #32bf161a
+# %% ../nbs/07_models.ipynb #056de149
 def symbol_findings(
     values: np.ndarray,  # float32[T, F] of one symbol
     labels: np.ndarray,  # float64[T]
@@ -584,7 +584,7 @@ def findings(
     ]
     return pd.DataFrame(found, columns=["symbol", "finding"])
 
-# %% ../nbs/07_models.ipynb #efb6c572
+# %% ../nbs/07_models.ipynb #51990f8f
 def only(features: FeatureSet, column: int) -> FeatureSet:
     "The features of one symbol"
     return FeatureSet(features.names, features.values[:, column : column + 1])
