@@ -19,7 +19,15 @@ from alpha_trader.domain import DataError, InputError, ModelError
 from alpha_trader.features import FeatureSet
 from alpha_trader.fills import stop_reference, target_reference
 from alpha_trader.forest import ask, lightgbm_forest, xgboost_forest
-from alpha_trader.labels import barrier_returns, check_contract, classes, contract, label_returns, open_to_open, uniqueness
+from alpha_trader.labels import (
+    barrier_returns,
+    check_contract,
+    classes,
+    contract,
+    label_returns,
+    open_to_open,
+    uniqueness,
+)
 from alpha_trader.models import (
     FORESTS,
     KINDS,
@@ -70,7 +78,9 @@ def test_every_width_follows_from_the_label() -> None:
         assert np.isfinite(labels[: 100 - agreed.purge]).all() and np.isnan(labels[100 - agreed.purge :]).all()
 
 
-@pytest.mark.parametrize("claim", [{"starts": 0}, {"starts": -5}, {"holding": 4}, {"holding": 6}, {"gap": 5}, {"gap": 0}])
+@pytest.mark.parametrize(
+    "claim", [{"starts": 0}, {"starts": -5}, {"holding": 4}, {"holding": 6}, {"gap": 5}, {"gap": 0}]
+)
 def test_a_contradiction_refuses_in_one_line(claim: dict) -> None:
     with pytest.raises(InputError) as caught:
         check_contract(LabelSettings(horizon=5), **claim)
@@ -85,7 +95,9 @@ def test_a_training_whose_gap_is_too_short_does_not_begin(monkeypatch: pytest.Mo
 
 
 def test_the_plans_exits_are_the_labels_barriers() -> None:
-    base = override(load_settings(), {"label.kind": "triple_barrier", "risk.stop_loss": "-0.03", "risk.take_profit": "0.2"})
+    base = override(
+        load_settings(), {"label.kind": "triple_barrier", "risk.stop_loss": "-0.03", "risk.take_profit": "0.2"}
+    )
     assert (base.question.stop, base.question.target) == (-0.03, 0.2)
     assert override(base, {"label.stop": "-0.01"}).question.stop == -0.01
     assert override(base, {"risk.stop_loss": "-0.04"}).question.stop == -0.04  # nothing was frozen in between
@@ -102,7 +114,9 @@ def by_the_fills_page(opens, highs, lows, first: int, last: int, stop: float, ta
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 9999), st.integers(1, 8), st.floats(-0.2, -0.005), st.floats(0.005, 0.2), st.floats(0.005, 0.08))
+@given(
+    st.integers(0, 9999), st.integers(1, 8), st.floats(-0.2, -0.005), st.floats(0.005, 0.2), st.floats(0.005, 0.08)
+)
 def test_barriers_are_those_of_the_fills(seed: int, horizon: int, stop: float, target: float, wild: float) -> None:
     rng = np.random.default_rng(seed)
     opens = 50 * np.exp(np.cumsum(rng.normal(0, wild, size=(30, 2)), axis=0))
@@ -133,7 +147,9 @@ def test_db_11_barriers_and_excess_never_stack_symbols() -> None:
     levels = np.outer(np.ones(40), [10.0, 500.0])
     assert np.nanmax(np.abs(barrier_returns(levels, levels, levels, 5, -0.05, 0.1))) == 0
     stacked = levels.T.reshape(-1, 1)
-    assert np.nanmax(np.abs(barrier_returns(stacked, stacked, stacked, 5, -0.05, 0.1))) > 40  # the old rule: a level jump
+    assert (
+        np.nanmax(np.abs(barrier_returns(stacked, stacked, stacked, 5, -0.05, 0.1))) > 40
+    )  # the old rule: a level jump
 
 
 def test_classes_by_barrier_are_stop_time_and_target() -> None:
@@ -159,14 +175,27 @@ def test_uniqueness_by_its_definition(seed: int, horizon: int) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 9999), st.sampled_from([2, 20, 32]), st.booleans(), st.sampled_from(["regression", "multiclass"]))
+@given(
+    st.integers(0, 9999), st.sampled_from([2, 20, 32]), st.booleans(), st.sampled_from(["regression", "multiclass"])
+)
 def test_lightgbm_to_the_last_bit(seed: int, leaves: int, holes: bool, objective: str) -> None:
     rng = np.random.default_rng(seed)
-    x = rng.integers(-3, 4, size=(600, 4)).astype(np.float32) * np.float32(0.1) if seed % 2 else rng.normal(size=(600, 4)).astype(np.float32)
+    x = (
+        rng.integers(-3, 4, size=(600, 4)).astype(np.float32) * np.float32(0.1)
+        if seed % 2
+        else rng.normal(size=(600, 4)).astype(np.float32)
+    )
     y = rng.integers(0, 3, 600) if objective == "multiclass" else x[:, 0] + rng.normal(size=600)
     learnt = np.where(rng.random(x.shape) < 0.2, np.nan, x) if holes else x
     lightgbm = library("lightgbm")
-    parameters = {"objective": objective, "num_leaves": leaves, "min_child_samples": 2, "verbosity": -1, "num_threads": 1, "seed": seed}
+    parameters = {
+        "objective": objective,
+        "num_leaves": leaves,
+        "min_child_samples": 2,
+        "verbosity": -1,
+        "num_threads": 1,
+        "seed": seed,
+    }
     parameters |= {"num_class": 3} if objective == "multiclass" else {}
     booster = lightgbm.train(parameters, lightgbm.Dataset(learnt, y), num_boost_round=7)
     forest = lightgbm_forest(booster.model_to_string())
@@ -175,10 +204,14 @@ def test_lightgbm_to_the_last_bit(seed: int, leaves: int, holes: bool, objective
     edges = np.repeat(forest.threshold, 4).reshape(-1, 4)[:500]  # rows on the very thresholds, and one float beside
     for beside in (edges, np.nextafter(edges, np.float32(9)), np.nextafter(edges, np.float32(-9))):
         if len(beside):
-            assert np.array_equal(ask(forest, beside), booster.predict(beside, raw_score=True).reshape(len(beside), -1).T)
+            assert np.array_equal(
+                ask(forest, beside), booster.predict(beside, raw_score=True).reshape(len(beside), -1).T
+            )
 
 
-@pytest.mark.parametrize("change", [{"zero_as_missing": True}, {"num_leaves": 40}, {"linear_tree": True}, {"reg_sqrt": True}])
+@pytest.mark.parametrize(
+    "change", [{"zero_as_missing": True}, {"num_leaves": 40}, {"linear_tree": True}, {"reg_sqrt": True}]
+)
 def test_what_a_forest_cannot_say_stays_with_lightgbm(change: dict) -> None:
     rng = np.random.default_rng(0)
     x = np.where(rng.random((900, 3)) < 0.3, 0.0, rng.normal(size=(900, 3))).astype(np.float32)
@@ -196,11 +229,17 @@ def test_what_a_forest_cannot_say_stays_with_lightgbm(change: dict) -> None:
 @given(st.integers(0, 9999), st.integers(1, 5), st.booleans())
 def test_xgboost_to_the_last_bit(seed: int, depth: int, holes: bool) -> None:
     rng = np.random.default_rng(seed)
-    x = rng.integers(-3, 4, size=(600, 4)).astype(np.float32) * np.float32(0.1) if seed % 2 else rng.normal(size=(600, 4)).astype(np.float32)
+    x = (
+        rng.integers(-3, 4, size=(600, 4)).astype(np.float32) * np.float32(0.1)
+        if seed % 2
+        else rng.normal(size=(600, 4)).astype(np.float32)
+    )
     learnt = np.where(rng.random(x.shape) < 0.2, np.nan, x) if holes else x
     xgboost = library("xgboost")
     data = xgboost.DMatrix(learnt, x[:, 0] + rng.normal(size=600))
-    booster = xgboost.train({"max_depth": depth, "nthread": 1, "seed": seed, "tree_method": "hist"}, data, num_boost_round=7)
+    booster = xgboost.train(
+        {"max_depth": depth, "nthread": 1, "seed": seed, "tree_method": "hist"}, data, num_boost_round=7
+    )
     forest = xgboost_forest(bytes(booster.save_raw("json")))
     assert forest is not None and np.array_equal(ask(forest, x)[0], booster.inplace_predict(x))
     edges = np.repeat(forest.threshold, 4).reshape(-1, 4)
@@ -267,7 +306,9 @@ def test_sharing_bins_costs_no_skill() -> None:
 
 def test_tomorrows_model_and_the_walk_forward_share_their_bins() -> None:
     features, labels, _ = world()
-    whole, early = (first_bins(FeatureSet(features.names, features.values[:stop]), labels[:stop], SMALL) for stop in (400, 200))
+    whole, early = (
+        first_bins(FeatureSet(features.names, features.values[:stop]), labels[:stop], SMALL) for stop in (400, 200)
+    )
     assert whole["lightgbm"].num_data() == early["lightgbm"].num_data() == 450
     assert np.array_equal(whole["xgboost"].get_quantile_cut()[1], early["xgboost"].get_quantile_cut()[1])
 
@@ -321,7 +362,9 @@ def test_db_13_probabilities_are_not_rebalanced() -> None:
     features = FeatureSet(("a",), rng.normal(size=(800, 3, 1)).astype(np.float32))
     labels = np.where(rng.random((800, 3)) < 0.05, 0.05, 0.0)  # up in one case of twenty, from nothing
     model = SMALL.model_copy(update={"members": ("classifier",), "classifier_rounds": 20})
-    likely = fit_panel(features, labels, 800, LabelSettings(clip=0.0), model).probabilities(features.values.reshape(-1, 1))
+    likely = fit_panel(features, labels, 800, LabelSettings(clip=0.0), model).probabilities(
+        features.values.reshape(-1, 1)
+    )
     assert abs(likely[..., 2].mean() - 0.05) < 0.02
 
 
@@ -352,7 +395,10 @@ def test_troubles_are_named_by_symbol_and_the_rest_goes_on() -> None:
 def test_nothing_trainable_is_a_data_error(pooled: bool) -> None:
     features, labels, days = world()
     model = SMALL.model_copy(update={"pooled": pooled})
-    for values, known in ((np.full_like(features.values, np.nan), labels), (features.values, np.full_like(labels, np.nan))):
+    for values, known in (
+        (np.full_like(features.values, np.nan), labels),
+        (features.values, np.full_like(labels, np.nan)),
+    ):
         with pytest.raises(DataError) as caught:
             fit_panel(FeatureSet(features.names, values), known, 350, LABEL, model, symbols=("A", "B", "C"))
         assert "\n" not in str(caught.value)
@@ -362,8 +408,12 @@ def test_nothing_trainable_is_a_data_error(pooled: bool) -> None:
 
 def test_one_class_everywhere_refuses_the_classifier_by_name() -> None:
     features, labels, _ = world()
-    with pytest.raises(ModelError, match=r"classifier-\d+ could not be fitted on 1,050 rows: all labels are of one class"):
-        fit_panel(features, labels, 350, LabelSettings(band=0.9), SMALL.model_copy(update={"members": ("classifier",)}))
+    with pytest.raises(
+        ModelError, match=r"classifier-\d+ could not be fitted on 1,050 rows: all labels are of one class"
+    ):
+        fit_panel(
+            features, labels, 350, LabelSettings(band=0.9), SMALL.model_copy(update={"members": ("classifier",)})
+        )
 
 
 def test_each_symbol_by_itself_learns_from_nobody_else() -> None:
@@ -373,7 +423,9 @@ def test_each_symbol_by_itself_learns_from_nobody_else() -> None:
     assert before.shape == (4, 400, 3) and np.isfinite(before[:, -1]).all()
     stranger, other = labels.copy(), FeatureSet(features.names, features.values.copy())
     stranger[:, 1:], other.values[:, 1:] = 1.0, 5.0
-    assert np.array_equal(before[:, :, 0], walk_forward_predict(other, stranger, days, LABEL, apart)[:, :, 0], equal_nan=True)
+    assert np.array_equal(
+        before[:, :, 0], walk_forward_predict(other, stranger, days, LABEL, apart)[:, :, 0], equal_nan=True
+    )
     with pytest.raises(InputError, match="needs the 3 symbols' names"):
         fit_panel(features, labels, 350, LABEL, apart)
 
@@ -397,9 +449,13 @@ def saved_model(folder: Path, seed: int) -> str:
 
     panel = synthetic_panel(symbols=3, sessions=160, seed=7)
     features, labels = FeatureSet(("a", "b", "c"), world(160, seed=seed)[0].values), label_returns(panel, LABEL)
-    model = SMALL.model_copy(update={"members": ("lightgbm", "xgboost", "classifier"), "pooled": bool(seed % 2), "threads": 1})
+    model = SMALL.model_copy(
+        update={"members": ("lightgbm", "xgboost", "classifier"), "pooled": bool(seed % 2), "threads": 1}
+    )
     ensemble = fit_panel(features, labels, 150, LABEL, model, symbols=panel.symbols)
-    card = card_for(ensemble, panel, features, labels, 150, FeatureSettings(), LABEL, model, {}, datetime(2024, 1, 2, tzinfo=UTC))
+    card = card_for(
+        ensemble, panel, features, labels, 150, FeatureSettings(), LABEL, model, {}, datetime(2024, 1, 2, tzinfo=UTC)
+    )
     return save_model(ensemble, folder, card)
 
 
@@ -422,7 +478,9 @@ def test_da_13_kill_9_in_the_middle_of_trainings_leaves_only_whole_models(tmp_pa
     root = Path(sys.modules["alpha_trader"].__file__ or "").parents[1]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     for delay in (0.3, 0.7, 1.1):
-        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment, cwd=root)
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment, cwd=root
+        )
         assert child.stdout is not None and child.stdout.readline() == "ready\n"
         before = set(tmp_path.iterdir())
         while len(set(tmp_path.iterdir()) - before) < 1 and child.poll() is None and delay > 1:
