@@ -97,6 +97,7 @@ def test_the_summary(first: tuple[Path, Answer]) -> None:
     for words in (
         f"model     {model['id']}, champion: first model, paper only",
         "evidence of skill: Sharpe ratio",
+        "five companies that survived: nothing about the future follows from them",
         f"account   demo: 100,000.00 → {closed / 100:,.2f} USD",
         ", ".join(f"{n} {purpose}" for purpose, n in sorted(count.items())),
         "next      decision slot Monday 2013-03-04 09:30 New York",
@@ -264,6 +265,7 @@ def test_wall_clock(workspace: Path) -> None:
     if {slot_at(moment).kind for moment in (now, datetime.now(UTC))}.isdisjoint({"decision"}):
         assert work[3:] == []
         assert store(workspace)["intents"] == []
+    assert "survived" not in answer.out, "these are not the sample's five companies"
 
 
 @pytest.mark.parametrize(
