@@ -61,9 +61,9 @@ def rich_tables(found: dict[str, Any]) -> Iterator[Any]:
     "A table for each row, under its work and what was checked; the machine at the end"
     for row in found["rows"].values():
         checks = "\n".join(f"✓ {check}" for check in row["checks"])
-        table = Table(title=row["work"], caption=checks, title_justify="left", caption_justify="left", width=110)
-        for number, heading in enumerate(HEADINGS):
-            table.add_column(heading, justify="right" if 0 < number < 4 else "left", ratio=4 if number in (0, 4) else 2)
+        table = Table(title=row["work"], caption=checks, title_justify="left", caption_justify="left")
+        for heading, width in zip(HEADINGS, (45, 19, 4, 16, 14), strict=True):
+            table.add_column(heading, justify="left" if heading in ("case", "target") else "right", min_width=width)
         for case in row["cases"]:
             table.add_row(*case_cells(case), style="bold" if case["kind"] == "ours" else "dim" if case["kind"] == "bound" else "")
         yield table
@@ -95,6 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     "The command"
     said = parser().parse_args(arguments)
     out, err = Console(), Console(stderr=True)
+    out.width = max(out.width, 140)
     if said.list:
         for name, build in ROWS.items():
             print(f"{name:10} {(build.__doc__ or '').strip().splitlines()[0]}")

@@ -5,6 +5,7 @@ most so many positions and so much exposure, the best prediction first, stop and
 horizon. It is written from the description of the rules, not from the package's kernel, and it is compiled, so that no peer loses time in it.
 """
 
+import warnings
 from typing import Any, NamedTuple
 
 import numba
@@ -213,5 +214,7 @@ def backtesting_run(views: Views, rules: Rules, capital: float, column: int) -> 
     names = ("open", "high", "low", "close", "volume")
     days = pd.bdate_range("2000-01-03", periods=len(one.close))
     frame = pd.DataFrame({name.capitalize(): getattr(one, name)[:, 0] for name in names}, index=days)
-    found = backtesting.Backtest(frame, Plan, cash=capital, finalize_trades=False).run()
+    with warnings.catch_warnings():  # an open position at the end is none of its business
+        warnings.simplefilter("ignore", UserWarning)
+        found = backtesting.Backtest(frame, Plan, cash=capital, finalize_trades=False).run()
     return float(found["_equity_curve"]["Equity"].iloc[-1])

@@ -68,20 +68,12 @@ def check_common(panel: Panel) -> list[str]:
         np.testing.assert_allclose(peer_backtests.backtrader_run(views, rules, CAPITAL), last, rtol=1e-9, err_msg="backtrader")
         said.append("last equity = backtrader, 1e-9")
     if importlib.util.find_spec("backtesting"):
-        alone = panel.of([panel.symbols[0]]) if hasattr(panel, "of") else first_symbol(panel)
+        alone = panel.cut(slice(None), [0])
         single = run_backtest(alone, views.predicted[:, :1], views.confidence[:, :1], settings, CAPITAL)
         theirs = peer_backtests.backtesting_run(views, rules, CAPITAL, 0)
         np.testing.assert_allclose(theirs, float(single.equity.iloc[-1]), rtol=1e-9, err_msg="backtesting.py")
         said.append("one symbol alone: last equity = backtesting.py, 1e-9")
     return said
-
-
-def first_symbol(panel: Panel) -> Panel:
-    "The panel of its first symbol alone"
-    from dataclasses import replace
-
-    cut = {name: getattr(panel, name)[..., :1] for name in ("values", "splits", "dividends")}
-    return replace(panel, symbols=panel.symbols[:1], **cut)
 
 
 def walk_only(panel: Panel, settings: Settings) -> Callable[[], None]:

@@ -7,10 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from alpha_trader.backtest import run_backtest
 from alpha_trader.bars import Panel, adjusted
 from alpha_trader.causality import first_lookahead, first_rescaling, in_other_shares, with_split
-from alpha_trader.features import FEATURES, features, indicators, volatility
+from alpha_trader.confidence import agreement, consensus
+from alpha_trader.features import FEATURES, FeatureSet, features, indicators, volatility
+from alpha_trader.labels import forward_return
+from alpha_trader.models import Ensemble, fit_panel, predict_panel
 from alpha_trader.samples import Events, sample_panel, synthetic_panel
+from alpha_trader.settings import LabelSettings, ModelSettings, Settings, override
+from alpha_trader.signals import Reason
 
 EVENTS = Events(
     splits=(("SYNA", 66, 3.0), ("SYNB", 71, 0.2)),
@@ -97,3 +103,71 @@ def test_real_history_with_seven_times_the_shares():
         assert (np.abs(after[there].astype(float) - before[there]) <= np.spacing(np.abs(before[there]))).all()
         assert np.count_nonzero(after[there] != before[there]) <= 1
     assert before.shape[2] == len(FEATURES)
+
+
+EAGER = {"signals.buy": 1e-4, "signals.sell": -1e-4, "signals.confidence": 0.0, "risk.fractional": "true"}
+
+
+@pytest.fixture(scope="module")
+def model() -> Ensemble:
+    "A fixed model that has learnt from another history"
+    other = synthetic_panel(symbols=4, sessions=200, seed=2)
+    few = ModelSettings(seeds=(42,), lightgbm_rounds=20, xgboost_rounds=20)
+    return fit_panel(features(other), forward_return(other, 5), 190, LabelSettings(), few)
+
+
+def orders(panel: Panel, model: Ensemble, inputs: FeatureSet) -> np.ndarray:  # [T, N, 2] shares decided, and the reason
+    "Features → predictions → plan, session by session, with the account that follows from it"
+    members = predict_panel(model, inputs)
+    ledger = run_backtest(panel, consensus(members), agreement(members), override(Settings(), EAGER)).ledger
+    return np.stack([ledger.planned, ledger.verdict], axis=-1)
+
+
+@pytest.fixture(scope="module")
+def pipeline(model: Ensemble) -> Callable[[Panel], np.ndarray]:
+    return lambda panel: orders(panel, model, features(panel, min_history=30))
+
+
+def test_cutting_the_future_changes_no_order(panel, pipeline):
+    "Every order and every reason, on every prefix, bit for bit"
+    decided = pipeline(panel)
+    assert (decided[..., 0] > 0).sum() > 20 and (decided[..., 0] < 0).sum() > 20
+    assert first_lookahead(pipeline, panel, start=2) is None
+
+
+def test_a_glimpse_of_tomorrow_is_seen_in_the_orders(panel, model):
+    "One of 25 inputs known a session early: the orders give it away"
+
+    def glimpsing(panel: Panel) -> np.ndarray:
+        inputs = features(panel, min_history=30)
+        values = inputs.values.copy()
+        values[:-1, :, FEATURES.index("return_1d")] = inputs["return_1d"][1:]
+        return orders(panel, model, FeatureSet(inputs.names, values))
+
+    assert first_lookahead(glimpsing, panel, start=2) is not None
+
+
+def shares_after(panel: Panel, row: int, ratio: float) -> np.ndarray:  # [T, 1]
+    return np.where(np.arange(len(panel.index)) < row, 1.0, ratio)[:, None]
+
+
+@pytest.mark.parametrize("row", [0, 60])
+def test_a_split_changes_no_order(panel, pipeline, row):
+    "Seven shares for one, from the start or half-way: the same reasons, and seven times the shares but for ticks and cents"
+    other = with_split(panel, panel.sessions[row].item(), 7.0) if row else in_other_shares(panel, 7.0)
+    before, after = pipeline(panel), pipeline(other)
+    np.testing.assert_array_equal(after[..., 1], before[..., 1])
+    assert {Reason.ENTRY, Reason.SELL_SIGNAL} <= set(before[..., 1].ravel().astype(int))
+    np.testing.assert_allclose(after[..., 0] / shares_after(panel, row, 7.0), before[..., 0], rtol=2e-3)
+
+
+def test_a_price_level_is_seen_in_the_orders(panel, model):
+    "A model that is shown dollars where it learnt ratios decides otherwise when shares have another size"
+
+    def greedy(panel: Panel) -> np.ndarray:
+        inputs = features(panel, min_history=30)
+        values = inputs.values.copy()
+        values[..., FEATURES.index("return_1d")] = (adjusted(panel)[3] - 50.0) / 1000.0
+        return orders(panel, model, FeatureSet(inputs.names, values))
+
+    assert (greedy(panel)[..., 1] != greedy(in_other_shares(panel, 7.0))[..., 1]).any()
