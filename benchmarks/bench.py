@@ -65,7 +65,9 @@ def rich_tables(found: dict[str, Any]) -> Iterator[Any]:
         for heading, width in zip(HEADINGS, (45, 19, 4, 16, 14), strict=True):
             table.add_column(heading, justify="left" if heading in ("case", "target") else "right", min_width=width)
         for case in row["cases"]:
-            table.add_row(*case_cells(case), style="bold" if case["kind"] == "ours" else "dim" if case["kind"] == "bound" else "")
+            table.add_row(
+                *case_cells(case), style="bold" if case["kind"] == "ours" else "dim" if case["kind"] == "bound" else ""
+            )
         yield table
     yield headline(found["machine"])
 

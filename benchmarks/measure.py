@@ -74,7 +74,7 @@ ROWS: dict[str, Build] = {}
 
 
 def row(name: str) -> Callable[[Build], Build]:
-    "Register a row under a name for `--only`; use as `@row(\"features\")`"
+    'Register a row under a name for `--only`; use as `@row("features")`'
 
     def register(build: Build) -> Build:
         ROWS[name] = build
@@ -134,8 +134,15 @@ def figures(row: Row, found: Sequence[Timing]) -> dict[str, Any]:
         case = timing.case
         ratio = timing.median / ours.median
         facts = {"name": case.name, "kind": timing.kind, "min": timing.least, "median": timing.median}
-        facts |= {"runs": len(timing.taken), "scale": case.scale, "ratio": ratio, "ratio_of_minima": timing.least / ours.least}
-        cases.append(facts | {"bar": case.bar, "moonshot": case.moonshot, "verdict": verdict(ratio, case), "note": case.note})
+        facts |= {
+            "runs": len(timing.taken),
+            "scale": case.scale,
+            "ratio": ratio,
+            "ratio_of_minima": timing.least / ours.least,
+        }
+        cases.append(
+            facts | {"bar": case.bar, "moonshot": case.moonshot, "verdict": verdict(ratio, case), "note": case.note}
+        )
     return {"work": row.work, "checks": list(row.checks), "cases": cases}
 
 

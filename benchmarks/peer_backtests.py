@@ -1,8 +1,9 @@
 """The plan's rules, as other libraries can hold them
 
-`decide` is the part of our rules that a library with one order per symbol and session can follow: sizes by volatility and confidence, at
-most so many positions and so much exposure, the best prediction first, stop and half take-profit judged at the close, sell signal,
-horizon. It is written from the description of the rules, not from the package's kernel, and it is compiled, so that no peer loses time in it.
+`decide` is the part of our rules that a library with one order per symbol and session can follow: sizes by
+volatility and confidence, at most so many positions and so much exposure, the best prediction first, stop and half
+take-profit judged at the close, sell signal, horizon. It is written from the description of the rules, not from the
+package's kernel, and it is compiled, so that no peer loses time in it.
 """
 
 import warnings
@@ -35,9 +36,18 @@ def rules_of(settings: Settings) -> Rules:
     "The rules that settings describe"
     signals, risk = settings.signals, settings.risk
     return Rules(
-        signals.buy, signals.sell, signals.confidence, risk.max_position, risk.max_exposure, risk.max_positions, risk.stop_loss,
-        risk.take_profit, risk.take_profit_share, risk.volatility_target, settings.label.horizon,
-    )  # fmt: skip
+        signals.buy,
+        signals.sell,
+        signals.confidence,
+        risk.max_position,
+        risk.max_exposure,
+        risk.max_positions,
+        risk.stop_loss,
+        risk.take_profit,
+        risk.take_profit_share,
+        risk.volatility_target,
+        settings.label.horizon,
+    )
 
 
 class Views(NamedTuple):
@@ -73,7 +83,7 @@ def exits(row, views, rules, shares, paid, entered, halved, orders):
 
 @numba.njit
 def decide(row, views, rules, cash, shares, paid, entered, halved, orders, sequence):
-    "Write the orders decided after bar `row`, for the next open, and the sequence in which they are sent: sales first, then the best"
+    "Write the orders decided after bar `row`, and the sequence in which they are sent: sales, then the best"
     exits(row, views, rules, shares, paid, entered, halved, orders)
     count, exposure, equity, sent = 0, 0.0, cash, 0
     for n in range(shares.size):
@@ -93,7 +103,12 @@ def decide(row, views, rules, cash, shares, paid, entered, halved, orders, seque
         share = min(rules.max_position * views.confidence[row, n] / swing, rules.max_position)
         bought = np.floor(share * equity / views.close[row, n] + 1e-9)
         value = bought * views.close[row, n]
-        if bought > 0.0 and count < rules.max_positions and exposure + value <= rules.max_exposure * equity and value <= cash:
+        if (
+            bought > 0.0
+            and count < rules.max_positions
+            and exposure + value <= rules.max_exposure * equity
+            and value <= cash
+        ):
             orders[n], count, exposure, cash = bought, count + 1, exposure + value, cash - value
             entered[n], halved[n], sequence[sent], sent = row + 1, False, n, sent + 1
     for n in range(shares.size):
@@ -139,23 +154,43 @@ def vectorbt_orders(views: Views, rules: Rules, capital: float, functions: tuple
     before_row, one_order = functions
     paid, entered, halved, orders, sequence = blank(views.close.shape[1])
     return vectorbt.Portfolio.from_order_func(
-        pd.DataFrame(views.close), one_order, views, orders, init_cash=capital, cash_sharing=True, group_by=True,
-        row_wise=True, pre_segment_func_nb=before_row, pre_segment_args=(views, rules, paid, entered, halved, orders, sequence),
-    )  # fmt: skip
+        pd.DataFrame(views.close),
+        one_order,
+        views,
+        orders,
+        init_cash=capital,
+        cash_sharing=True,
+        group_by=True,
+        row_wise=True,
+        pre_segment_func_nb=before_row,
+        pre_segment_args=(views, rules, paid, entered, halved, orders, sequence),
+    )
 
 
 def vectorbt_signals(views: Views, rules: Rules, capital: float, engine: str) -> Any:  # Portfolio
-    "vectorbt, `Portfolio.from_signals`: entries, exits, stop and full take-profit, shared cash; it cannot cap the number of positions"
+    "vectorbt, `Portfolio.from_signals`: entries, exits, stop, full take-profit, shared cash; no limit on positions"
     import vectorbt
 
     sure = views.confidence > rules.confidence
     entries, exits = sure & (views.predicted > rules.buy), sure & (views.predicted < rules.sell)
     later = [pd.DataFrame(np.vstack([np.zeros_like(signal[:1]), signal[:-1]])) for signal in (entries, exits)]
     return vectorbt.Portfolio.from_signals(
-        pd.DataFrame(views.close), *later, size=rules.max_position, size_type="percent", price=views.open, open=views.open,
-        high=views.high, low=views.low, sl_stop=-rules.stop_loss, tp_stop=rules.take_profit, fees=0.001, init_cash=capital,
-        cash_sharing=True, group_by=True, engine=engine,
-    )  # fmt: skip
+        pd.DataFrame(views.close),
+        *later,
+        size=rules.max_position,
+        size_type="percent",
+        price=views.open,
+        open=views.open,
+        high=views.high,
+        low=views.low,
+        sl_stop=-rules.stop_loss,
+        tp_stop=rules.take_profit,
+        fees=0.001,
+        init_cash=capital,
+        cash_sharing=True,
+        group_by=True,
+        engine=engine,
+    )
 
 
 def backtrader_run(views: Views, rules: Rules, capital: float) -> float:  # USD at the last close

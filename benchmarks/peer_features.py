@@ -53,7 +53,10 @@ def simple_rsi(close: Any) -> Any:
 def by_pandas(close: Any, volume: Any) -> Table:
     "Returns, volatility, momentum and volume; a series or a frame"
     found = {f"return_{days}d": close / close.shift(days) - 1 for days in (1, 5, 20)}
-    found |= {"volatility_20d": found["return_1d"].rolling(20).std(), "volume_ratio": volume / volume.rolling(20).mean()}
+    found |= {
+        "volatility_20d": found["return_1d"].rolling(20).std(),
+        "volume_ratio": volume / volume.rolling(20).mean(),
+    }
     return found | {"momentum_score": close / close.rolling(10).mean() - 1}
 
 

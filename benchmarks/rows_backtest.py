@@ -24,10 +24,18 @@ from benchmarks.measure import Case, Row, Size, row
 
 CAPITAL = 100_000.0  # USD
 COMMON = {
-    "risk.stop_check": "close", "risk.swap_premium": 1e9, "risk.cool_down": 0, "risk.day_loss": -0.99, "data.max_move": 0.9,
-    "signals.sell": -1e-12, "costs.commission_rate": 0, "costs.half_spread": 1e-12, "costs.slippage": 0, "costs.impact": 0,
-}  # fmt: skip
-# the part of the rules that the peers can follow: no costs, no second order a day, no swap (whatever is not worth holding is sold)
+    "risk.stop_check": "close",
+    "risk.swap_premium": 1e9,
+    "risk.cool_down": 0,
+    "risk.day_loss": -0.99,
+    "data.max_move": 0.9,
+    "signals.sell": -1e-12,
+    "costs.commission_rate": 0,
+    "costs.half_spread": 1e-12,
+    "costs.slippage": 0,
+    "costs.impact": 0,
+}
+# what the peers can follow: no costs, no second order a day, no swap (whatever is not worth holding is sold)
 
 
 def forecasts(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +46,9 @@ def forecasts(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 def views_of(panel: Panel) -> peer_backtests.Views:
     "What the peers are given"
-    arrays = [np.ascontiguousarray(array) for array in (*panel.values, *forecasts(panel.close.shape), volatility(panel))]
+    arrays = [
+        np.ascontiguousarray(array) for array in (*panel.values, *forecasts(panel.close.shape), volatility(panel))
+    ]
     return peer_backtests.Views(*arrays)
 
 
@@ -65,7 +75,9 @@ def check_common(panel: Panel) -> list[str]:
         assert len(theirs.orders.records) == fills, "orders of vectorbt"
         said.append(f"common rules: {fills} fills and the equity of every day = vectorbt from_order_func, 1e-9")
     if importlib.util.find_spec("backtrader"):
-        np.testing.assert_allclose(peer_backtests.backtrader_run(views, rules, CAPITAL), last, rtol=1e-9, err_msg="backtrader")
+        np.testing.assert_allclose(
+            peer_backtests.backtrader_run(views, rules, CAPITAL), last, rtol=1e-9, err_msg="backtrader"
+        )
         said.append("last equity = backtrader, 1e-9")
     if importlib.util.find_spec("backtesting"):
         alone = panel.cut(slice(None), [0])
@@ -93,10 +105,11 @@ def walk_only(panel: Panel, settings: Settings) -> Callable[[], None]:
 def backtest_row(size: Size) -> Row:
     """One portfolio backtest, everything in memory and compiled
 
-    Ours has every rule of the plan with the shipped settings: stops and targets within the bar, costs, swaps, cool-down, day-loss stop.
-    It starts, as the peers do, from arrays of bars, predictions, confidences and volatilities, and makes a new ledger. `run_backtest` does
-    the preparation of these arrays from the panel as well. vectorbt's `from_order_func` and backtrader have the common rules (see
-    `peer_backtests`), `from_signals` has no limit on positions, and backtesting.py no portfolio: its symbols are added up.
+    Ours has every rule of the plan with the shipped settings: stops and targets within the bar, costs, swaps, cool-
+    down, day-loss stop. It starts, as the peers do, from arrays of bars, predictions, confidences and volatilities,
+    and makes a new ledger. `run_backtest` does the preparation of these arrays from the panel as well. vectorbt's
+    `from_order_func` and backtrader have the common rules (see `peer_backtests`), `from_signals` has no limit on
+    positions, and backtesting.py no portfolio: its symbols are added up.
     """
     settings, panel = Settings(), synthetic_panel(symbols=size.portfolio, sessions=size.history, seed=9)
     rules, views = peer_backtests.rules_of(settings), views_of(panel)
@@ -113,18 +126,26 @@ def backtest_row(size: Size) -> Row:
         [
             Case("ours, run_backtest from the panel", lambda: ours(panel, settings)),
             Case(
-                "vectorbt from_order_func", lambda: peer_backtests.vectorbt_orders(views, rules, CAPITAL, callbacks()),
-                needs="vectorbt", bar=100, moonshot=300,
+                "vectorbt from_order_func",
+                lambda: peer_backtests.vectorbt_orders(views, rules, CAPITAL, callbacks()),
+                needs="vectorbt",
+                bar=100,
+                moonshot=300,
             ),
             Case("vectorbt from_signals, numba", lambda: signals("numba"), needs="vectorbt"),
             Case("vectorbt from_signals, Rust", lambda: signals("rust"), needs="vectorbt_rust"),
             Case(
-                "backtesting.py, symbol by symbol", single, scale=size.portfolio / size.sampled, needs="backtesting",
+                "backtesting.py, symbol by symbol",
+                single,
+                scale=size.portfolio / size.sampled,
+                needs="backtesting",
             ),
-            Case("backtrader", lambda: peer_backtests.backtrader_run(views, rules, CAPITAL), needs="backtrader", bar=3000),
+            Case(
+                "backtrader", lambda: peer_backtests.backtrader_run(views, rules, CAPITAL), needs="backtrader", bar=3000
+            ),
         ],
         check_common(panel),
-    )  # fmt: skip
+    )
 
 
 FRESH_OURS = """
@@ -157,8 +178,9 @@ def fresh(code: str, path: Path) -> Callable[[], None]:
 def fresh_row(size: Size) -> Row:
     """The first backtest of a new process, from the start of the interpreter to its last equity
 
-    Each process reads its arrays from a pickle. Our kernels come from the cache on disk, as after the first use. vectorbt's
-    `from_signals` comes with its Rust engine and with numba (its own cache), `from_order_func` compiles its callbacks in every process.
+    Each process reads its arrays from a pickle. Our kernels come from the cache on disk, as after the first use.
+    vectorbt's `from_signals` comes with its Rust engine and with numba (its own cache), `from_order_func` compiles
+    its callbacks in every process.
     """
     panel = synthetic_panel(symbols=size.portfolio, sessions=size.history, seed=9)
     views, folder = views_of(panel), Path(FOLDER.name)
@@ -170,17 +192,20 @@ def fresh_row(size: Size) -> Row:
         "vectorbt from_signals, Rust": (signals.format(RULES, "rust"), "vectorbt_rust", 1.0),
         "vectorbt from_signals, numba": (signals.format(RULES, "numba"), "vectorbt", 0.0),
         "vectorbt from_order_func": (
-            f"vectorbt_orders(views, {RULES}, 100_000.0, peer_backtests.order_functions())", "vectorbt", 0.0,
+            f"vectorbt_orders(views, {RULES}, 100_000.0, peer_backtests.order_functions())",
+            "vectorbt",
+            0.0,
         ),
-    }  # fmt: skip
+    }
     return Row(
         f"first backtest in a fresh process, {size.portfolio} × {size.history:,}, cached kernels",
         Case("ours", fresh(FRESH_OURS, mine)),
         [
             Case(name, fresh(FRESH_VECTORBT.format(call=call), theirs), needs=needs, bar=bar)
             for name, (call, needs, bar) in calls.items()
-        ] + [Case("an interpreter that imports numpy, pandas and numba", fresh("import numpy, pandas, numba", mine))],
-    )  # fmt: skip
+        ]
+        + [Case("an interpreter that imports numpy, pandas and numba", fresh("import numpy, pandas, numba", mine))],
+    )
 
 
 def parameter_sets(count: int) -> list[dict[str, float]]:
@@ -207,13 +232,27 @@ def sweep_vectorbt(views: peer_backtests.Views, sets: list[dict[str, float]], en
     def later(signal: np.ndarray) -> np.ndarray:
         return wide(np.vstack([np.zeros_like(signal[:1]), signal[:-1]]))
 
-    stops, targets = (np.repeat([abs(each[key]) for each in sets], width) for key in ("risk.stop_loss", "risk.take_profit"))
+    stops, targets = (
+        np.repeat([abs(each[key]) for each in sets], width) for key in ("risk.stop_loss", "risk.take_profit")
+    )
     found = vectorbt.Portfolio.from_signals(
-        wide(views.close), later(sure & (views.predicted > rules.buy)), later(sure & (views.predicted < rules.sell)),
-        size=rules.max_position, size_type="percent", price=wide(views.open), open=wide(views.open), high=wide(views.high),
-        low=wide(views.low), sl_stop=stops, tp_stop=targets, fees=0.001, init_cash=CAPITAL, cash_sharing=True,
-        group_by=np.repeat(np.arange(count), width), engine=engine,
-    )  # fmt: skip
+        wide(views.close),
+        later(sure & (views.predicted > rules.buy)),
+        later(sure & (views.predicted < rules.sell)),
+        size=rules.max_position,
+        size_type="percent",
+        price=wide(views.open),
+        open=wide(views.open),
+        high=wide(views.high),
+        low=wide(views.low),
+        sl_stop=stops,
+        tp_stop=targets,
+        fees=0.001,
+        init_cash=CAPITAL,
+        cash_sharing=True,
+        group_by=np.repeat(np.arange(count), width),
+        engine=engine,
+    )
     return found.final_value().tolist()
 
 
@@ -221,8 +260,8 @@ def sweep_vectorbt(views: peer_backtests.Views, sets: list[dict[str, float]], en
 def sweep_row(size: Size) -> Row:
     """Many parameter sets over the same bars and predictions: the last equity of each
 
-    Ours: `run_backtest` for a hundredth of the sets, scaled. vectorbt: `from_signals` on a thousandth of the sets side by side, scaled (all
-    of them would need 60 GB); it has no limit on positions.
+    Ours: `run_backtest` for a hundredth of the sets, scaled. vectorbt: `from_signals` on a thousandth of the sets
+    side by side, scaled (all of them would need 60 GB); it has no limit on positions.
     """
     panel = synthetic_panel(symbols=size.portfolio, sessions=size.history, seed=9)
     views, mine, theirs = views_of(panel), max(size.sweep // 100, 2), max(size.sweep // 1000, 2)
@@ -232,12 +271,18 @@ def sweep_row(size: Size) -> Row:
         Case("ours, run_backtest in a loop", lambda: sweep_ours(panel, parameter_sets(mine)), scale=size.sweep / mine),
         [
             Case(
-                "vectorbt from_signals, numba", lambda: sweep_vectorbt(views, few, "numba"), scale=size.sweep / theirs,
-                needs="vectorbt", bar=25, moonshot=150,
+                "vectorbt from_signals, numba",
+                lambda: sweep_vectorbt(views, few, "numba"),
+                scale=size.sweep / theirs,
+                needs="vectorbt",
+                bar=25,
+                moonshot=150,
             ),
             Case(
-                "vectorbt from_signals, Rust", lambda: sweep_vectorbt(views, few, "rust"), scale=size.sweep / theirs,
+                "vectorbt from_signals, Rust",
+                lambda: sweep_vectorbt(views, few, "rust"),
+                scale=size.sweep / theirs,
                 needs="vectorbt_rust",
             ),
         ],
-    )  # fmt: skip
+    )

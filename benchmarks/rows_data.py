@@ -31,7 +31,13 @@ def sql_store(panel: Panel) -> tuple[Any, SqlTable]:
     "The bars as rows of an SQLite table"
     engine = create_engine(f"sqlite:///{FOLDER.name}/bars.db")
     numbers = [Column(name, Float) for name in COLUMNS]
-    table = SqlTable("bars", MetaData(), Column("symbol", String, primary_key=True), Column("session", Date, primary_key=True), *numbers)
+    table = SqlTable(
+        "bars",
+        MetaData(),
+        Column("symbol", String, primary_key=True),
+        Column("session", Date, primary_key=True),
+        *numbers,
+    )
     table.metadata.create_all(engine)
     days = panel.sessions.tolist()
     with engine.begin() as connection:
@@ -56,8 +62,9 @@ def load_sql(engine: Any, table: SqlTable) -> np.ndarray:  # float64[5, T, N]
 def load_row(size: Size) -> Row:
     """All bars of a panel from disk into an array that is ready to compute
 
-    Ours: `load_panel` from the cache, one Parquet file a symbol, each verified by its digest, events included. SQLAlchemy: a SELECT from
-    one SQLite table, rows to a frame to an array, nothing verified. The files were read before and are in the system's page cache.
+    Ours: `load_panel` from the cache, one Parquet file a symbol, each verified by its digest, events included.
+    SQLAlchemy: a SELECT from one SQLite table, rows to a frame to an array, nothing verified. The files were read
+    before and are in the system's page cache.
     """
     frames = synthetic_frames(size.load, size.sessions, 4)
     cache = Path(FOLDER.name) / "bars"
@@ -81,7 +88,9 @@ def crowd(panel: Panel, symbols: int) -> Panel:
     "A panel of as many symbols, made of copies"
     times = -(-symbols // len(panel.symbols))
     arrays = {name: np.tile(getattr(panel, name), times)[..., :symbols] for name in ("values", "splits", "dividends")}
-    return Panel(index=panel.index, symbols=tuple(f"S{n:05d}" for n in range(symbols)), source="copies", feed="none", **arrays)
+    return Panel(
+        index=panel.index, symbols=tuple(f"S{n:05d}" for n in range(symbols)), source="copies", feed="none", **arrays
+    )
 
 
 def small_model(panel: Panel) -> Ensemble:
@@ -96,9 +105,16 @@ def situation(panel: Panel, model: Ensemble) -> tuple[Any, Any]:
     account = SimpleNamespace(cash=cash, settled_cash=cash, equity=cash)
     desk = SimpleNamespace(settings=Settings(), model=model, card=None)
     seen = SimpleNamespace(
-        session=next_session(panel.sessions[-1].item()), panel=panel, splits=np.ones(len(panel.symbols)), positions={},
-        others=(), pending={}, busy={}, gate=0, account=account,
-    )  # fmt: skip
+        session=next_session(panel.sessions[-1].item()),
+        panel=panel,
+        splits=np.ones(len(panel.symbols)),
+        positions={},
+        others=(),
+        pending={},
+        busy={},
+        gate=0,
+        account=account,
+    )
     return desk, seen
 
 
@@ -130,9 +146,12 @@ def cycle_row(size: Size, symbols: int) -> Row:
         for n in range(min(size.sampled * 2, symbols))
     ]
     usual = Case(
-        "ta and one prediction per symbol", lambda: the_usual_way(frames, model), scale=symbols / len(frames), needs="ta",
+        "ta and one prediction per symbol",
+        lambda: the_usual_way(frames, model),
+        scale=symbols / len(frames),
+        needs="ta",
         bar=100 if symbols >= 1000 else 0,
-    )  # fmt: skip
+    )
     return Row(
         f"decision for {symbols:,} symbols × {HISTORY} bars in memory: features, predictions, plan",
         Case("ours, decide", lambda: decide(*situated)),
@@ -145,9 +164,9 @@ def cycle_row(size: Size, symbols: int) -> Row:
 def small_cycle_row(size: Size) -> Row:
     """The decision of a trade cycle without HTTP, for a watchlist
 
-    Ours: `decide`, the pure part of `trade_cycle`: features of all bars, every member's predictions, blocks, volatility, costs, the plan and
-    the named inputs of each prediction. The usual way: for each symbol a frame, the features by `ta`, a prediction of one line; no plan, no
-    volatility. Some symbols are done, the time is scaled.
+    Ours: `decide`, the pure part of `trade_cycle`: features of all bars, every member's predictions, blocks,
+    volatility, costs, the plan and the named inputs of each prediction. The usual way: for each symbol a frame, the
+    features by `ta`, a prediction of one line; no plan, no volatility. Some symbols are done, the time is scaled.
     """
     return cycle_row(size, size.portfolio)
 

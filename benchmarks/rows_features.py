@@ -46,7 +46,11 @@ def check_talib(panel: Panel, columns: range) -> str:
         found = peer_features.talib_features(**fields(panel, column))
         for name in FEATURES:
             np.testing.assert_allclose(
-                expected[name][SEEDED:, column], found[name][SEEDED:], rtol=1e-9, atol=1e-9, err_msg=f"{name} against TA-Lib"
+                expected[name][SEEDED:, column],
+                found[name][SEEDED:],
+                rtol=1e-9,
+                atol=1e-9,
+                err_msg=f"{name} against TA-Lib",
             )
     return f"= TA-Lib after {SEEDED} bars, {len(columns)} symbols, 1e-9"
 
@@ -123,10 +127,10 @@ def memory_bound(panel: Panel, threads: int) -> Callable[[], np.ndarray]:
 def feature_row(size: Size) -> Row:
     """The 25 shipped features of all symbols at all bars
 
-    Ours answers with one float32 array [T, N, 25]; the others with 25 columns in double precision, in whatever form is natural to
-    them (frames, columns, arrays for one symbol after the other), not stacked. All start from bars in memory, without gaps or events.
-    `ta` works on a frame per symbol: some symbols are done, the time is scaled. TA-Lib does all symbols in a loop. The bound reads and
-    writes the same memory, and nothing else.
+    Ours answers with one float32 array [T, N, 25]; the others with 25 columns in double precision, in whatever form
+    is natural to them (frames, columns, arrays for one symbol after the other), not stacked. All start from bars in
+    memory, without gaps or events. `ta` works on a frame per symbol: some symbols are done, the time is scaled. TA-
+    Lib does all symbols in a loop. The bound reads and writes the same memory, and nothing else.
     """
     import importlib.util
 
@@ -148,7 +152,13 @@ def feature_row(size: Size) -> Row:
             Case("TA-Lib", lambda: [peer_features.talib_features(**one) for one in single], needs="talib", bar=5),
             Case("polars", lambda: peer_features.polars_features(tall), needs="polars"),
             Case("pandas wide", lambda: peer_features.pandas_features(*frames), bar=15),
-            Case("ta per symbol", lambda: [peer_features.ta_features(one) for one in few], scale=some, needs="ta", bar=400),
+            Case(
+                "ta per symbol",
+                lambda: [peer_features.ta_features(one) for one in few],
+                scale=some,
+                needs="ta",
+                bar=400,
+            ),
         ],
         checks,
         [

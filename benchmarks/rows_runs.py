@@ -12,7 +12,10 @@ from nbformat.v4 import new_code_cell, new_notebook
 from benchmarks.measure import Case, Row, Size, row
 
 FOLDER = tempfile.TemporaryDirectory(prefix="bench-")
-CELLS = ("import lightgbm\nimport numpy as np\nimport pandas as pd\n\nfrom alpha_trader.pipeline import trade_cycle", "pd.Series(np.arange(days))")
+CELLS = (
+    "import lightgbm\nimport numpy as np\nimport pandas as pd\n\nfrom alpha_trader.pipeline import trade_cycle",
+    "pd.Series(np.arange(days))",
+)
 SERVER = """
 import sys, time
 from datetime import UTC, datetime
@@ -36,7 +39,10 @@ def probe(root: Path) -> Path:
     "A notebook that imports what a trading run imports, and shows a small table"
     path = root / "nbs" / "runs" / "probe.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
-    cells = [new_code_cell("days: int = 20  # rows shown", metadata={"tags": ["parameters"]}), *map(new_code_cell, CELLS)]
+    cells = [
+        new_code_cell("days: int = 20  # rows shown", metadata={"tags": ["parameters"]}),
+        *map(new_code_cell, CELLS),
+    ]
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     nbformat.write(new_notebook(cells=cells, metadata=kernel), path)
     return path
@@ -44,7 +50,9 @@ def probe(root: Path) -> Path:
 
 def scheduler(root: Path) -> Callable[[], float]:
     "Ask a warm process for one run; answers with the seconds it took there"
-    server = subprocess.Popen([sys.executable, "-c", SERVER, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     asking, telling = server.stdin, server.stdout
     assert asking and telling and telling.readline() == "ready\n"
 
@@ -66,9 +74,9 @@ def papermill(path: Path) -> Callable[[], None]:
 def notebook_row(size: Size) -> Row:
     """A scheduled run of a notebook that imports the trading path and shows one table
 
-    Ours: `spawn_run` in a process that has imported everything once, as the scheduler does: a forked child executes the notebook, records
-    the run in the store and writes the executed notebook and its HTML. papermill: its command, which starts an interpreter and a kernel and
-    writes the executed notebook only.
+    Ours: `spawn_run` in a process that has imported everything once, as the scheduler does: a forked child executes
+    the notebook, records the run in the store and writes the executed notebook and its HTML. papermill: its
+    command, which starts an interpreter and a kernel and writes the executed notebook only.
     """
     root = Path(FOLDER.name)
     path = probe(root)

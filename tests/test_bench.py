@@ -1,17 +1,17 @@
-"""The bench measures what it says: agreement with the peers that are installed here, at small sizes; no time is judged"""
+"""The bench measures what it says: agreement with the peers installed here, at small sizes; no time is judged"""
 
 import json
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import CHECKOUT
 
 sys.path.insert(0, str(CHECKOUT))
+from alpha_trader.samples import synthetic_panel
 from benchmarks import bench, peer_features, rows_backtest, rows_data, rows_features
 from benchmarks.measure import ROWS, TINY, Case, Row, figures, timings
-
-from alpha_trader.samples import synthetic_panel
 
 
 def test_features_agree() -> None:
@@ -24,7 +24,12 @@ def test_features_agree() -> None:
 def test_a_difference_stops_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     "The checks can fail: one feature of one peer is off by a millionth"
     honest = peer_features.ta_features
-    monkeypatch.setattr(peer_features, "ta_features", lambda frame: (found := honest(frame)) | {"rsi_14": found["rsi_14"] * (1 + 1e-6)})
+
+    def wrong(frame: pd.DataFrame) -> dict[str, pd.Series]:
+        found = honest(frame)
+        return found | {"rsi_14": found["rsi_14"] * (1 + 1e-6)}
+
+    monkeypatch.setattr(peer_features, "ta_features", wrong)
     with pytest.raises(AssertionError, match="rsi_14 against ta"):
         rows_features.check_ta(synthetic_panel(symbols=1, sessions=120, seed=8), range(1))
 
@@ -43,11 +48,12 @@ def test_decisions_agree() -> None:
 def test_missing_peers_are_left_out_and_bounds_are_no_peers() -> None:
     "A case without its library is skipped; scales and ratios are computed as told"
     clock = {"times_itself": True}
-    row = Row("w", Case("ours", lambda: 2.0, **clock), [Case("x", lambda: 0.5, scale=10, bar=2, **clock), Case("y", int, needs="no_such")])
+    others = [Case("x", lambda: 0.5, scale=10, bar=2, **clock), Case("y", int, needs="no_such")]
+    row = Row("w", Case("ours", lambda: 2.0, **clock), others)
     found = figures(row, timings(row, repeat=3))
     assert [case["name"] for case in found["cases"]] == ["ours", "x"]
     ours, peer = found["cases"]
-    assert (ours["ratio"], peer["ratio"], peer["median"], peer["runs"], peer["verdict"]) == (1.0, 2.5, 5.0, 3, "reached")
+    assert [ours["ratio"], *(peer[key] for key in ("ratio", "median", "runs"))] == [1.0, 2.5, 5.0, 3]
     assert bench.target_text(peer) == "≥ 2×: reached"
 
 
@@ -56,7 +62,8 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--tiny", "--only", "load", "--repeat", "2", "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found["rows"]) == ["load"] and found["rows"]["load"]["checks"] == ["the same array, bit for bit"]
-    assert found["machine"]["cores"] >= 1 and np.isfinite([case["ratio"] for case in found["rows"]["load"]["cases"]]).all()
-    assert bench.main(["--list"]) == 0 and all(name in capsys.readouterr().out for name in ("features", "notebook"))
+    assert np.isfinite([case["ratio"] for case in found["rows"]["load"]["cases"]]).all()
+    assert bench.main(["--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(ROWS)
     assert bench.main(["--only", "fetures"]) == 2
     assert capsys.readouterr().err == f"--only fetures: unknown; there are {', '.join(ROWS)}\n"

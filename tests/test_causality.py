@@ -1,6 +1,7 @@
 """The judges of `alpha_trader.causality` on histories with everything that can happen to a share"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -109,6 +110,12 @@ EAGER = {"signals.buy": 1e-4, "signals.sell": -1e-4, "signals.confidence": 0.0, 
 
 
 @pytest.fixture(scope="module")
+def history() -> Panel:
+    "Longer than `panel`, so that there is something to trade"
+    return synthetic_panel(symbols=6, sessions=150, seed=21, events=EVENTS)
+
+
+@pytest.fixture(scope="module")
 def model() -> Ensemble:
     "A fixed model that has learnt from another history"
     other = synthetic_panel(symbols=4, sessions=200, seed=2)
@@ -116,58 +123,67 @@ def model() -> Ensemble:
     return fit_panel(features(other), forward_return(other, 5), 190, LabelSettings(), few)
 
 
-def orders(panel: Panel, model: Ensemble, inputs: FeatureSet) -> np.ndarray:  # [T, N, 2] shares decided, and the reason
-    "Features → predictions → plan, session by session, with the account that follows from it"
-    members = predict_panel(model, inputs)
-    ledger = run_backtest(panel, consensus(members), agreement(members), override(Settings(), EAGER)).ledger
+def seen(panel: Panel) -> FeatureSet:
+    return features(panel, min_history=30)
+
+
+def glimpsed(panel: Panel) -> FeatureSet:
+    "One of 25 inputs known a session early"
+    honest = seen(panel)
+    values = honest.values.copy()
+    values[:-1, :, FEATURES.index("return_1d")] = honest["return_1d"][1:]
+    return FeatureSet(honest.names, values)
+
+
+def priced(panel: Panel) -> FeatureSet:
+    "Dollars where the model learnt ratios"
+    honest = seen(panel)
+    values = honest.values.copy()
+    values[..., FEATURES.index("return_1d")] = (adjusted(panel)[3] - 50.0) / 1000.0
+    return FeatureSet(honest.names, values)
+
+
+def orders(
+    panel: Panel,
+    model: Ensemble,
+    inputs: Callable[[Panel], FeatureSet] = seen,
+) -> np.ndarray:  # [T, N, 2] shares decided at each opening, and the reason
+    "Features → predictions → plan, with the account that follows; the last session has just opened and has no bar yet"
+    values = panel.values.copy()
+    values[:, -1] = np.nan
+    morning = replace(panel, values=values)
+    members = predict_panel(model, inputs(morning))
+    ledger = run_backtest(morning, consensus(members), agreement(members), override(Settings(), EAGER)).ledger
     return np.stack([ledger.planned, ledger.verdict], axis=-1)
 
 
-@pytest.fixture(scope="module")
-def pipeline(model: Ensemble) -> Callable[[Panel], np.ndarray]:
-    return lambda panel: orders(panel, model, features(panel, min_history=30))
-
-
-def test_cutting_the_future_changes_no_order(panel, pipeline):
-    "Every order and every reason, on every prefix, bit for bit"
-    decided = pipeline(panel)
+def test_cutting_the_future_changes_no_order(history, model):
+    "Every order and every reason at every opening, bit for bit"
+    decided = orders(history, model)
     assert (decided[..., 0] > 0).sum() > 20 and (decided[..., 0] < 0).sum() > 20
-    assert first_lookahead(pipeline, panel, start=2) is None
+    assert first_lookahead(lambda panel: orders(panel, model), history, start=2) is None
 
 
-def test_a_glimpse_of_tomorrow_is_seen_in_the_orders(panel, model):
-    "One of 25 inputs known a session early: the orders give it away"
-
-    def glimpsing(panel: Panel) -> np.ndarray:
-        inputs = features(panel, min_history=30)
-        values = inputs.values.copy()
-        values[:-1, :, FEATURES.index("return_1d")] = inputs["return_1d"][1:]
-        return orders(panel, model, FeatureSet(inputs.names, values))
-
-    assert first_lookahead(glimpsing, panel, start=2) is not None
+def test_a_glimpse_of_tomorrow_is_seen_in_the_orders(history, model):
+    "The orders give it away"
+    assert first_lookahead(lambda panel: orders(panel, model, glimpsed), history, start=2) is not None
 
 
 def shares_after(panel: Panel, row: int, ratio: float) -> np.ndarray:  # [T, 1]
     return np.where(np.arange(len(panel.index)) < row, 1.0, ratio)[:, None]
 
 
-@pytest.mark.parametrize("row", [0, 60])
-def test_a_split_changes_no_order(panel, pipeline, row):
-    "Seven shares for one, from the start or half-way: the same reasons, and seven times the shares but for ticks and cents"
-    other = with_split(panel, panel.sessions[row].item(), 7.0) if row else in_other_shares(panel, 7.0)
-    before, after = pipeline(panel), pipeline(other)
+@pytest.mark.parametrize("row", [0, 75])
+def test_a_split_changes_no_order(history, model, row):
+    "Seven shares for one, from the start or half-way: the same reasons, seven times the shares but for ticks and cents"
+    other = with_split(history, history.sessions[row].item(), 7.0) if row else in_other_shares(history, 7.0)
+    before, after = orders(history, model), orders(other, model)
     np.testing.assert_array_equal(after[..., 1], before[..., 1])
     assert {Reason.ENTRY, Reason.SELL_SIGNAL} <= set(before[..., 1].ravel().astype(int))
-    np.testing.assert_allclose(after[..., 0] / shares_after(panel, row, 7.0), before[..., 0], rtol=2e-3)
+    np.testing.assert_allclose(after[..., 0] / shares_after(history, row, 7.0), before[..., 0], rtol=2e-3)
 
 
-def test_a_price_level_is_seen_in_the_orders(panel, model):
-    "A model that is shown dollars where it learnt ratios decides otherwise when shares have another size"
-
-    def greedy(panel: Panel) -> np.ndarray:
-        inputs = features(panel, min_history=30)
-        values = inputs.values.copy()
-        values[..., FEATURES.index("return_1d")] = (adjusted(panel)[3] - 50.0) / 1000.0
-        return orders(panel, model, FeatureSet(inputs.names, values))
-
-    assert (greedy(panel)[..., 1] != greedy(in_other_shares(panel, 7.0))[..., 1]).any()
+def test_a_price_level_is_seen_in_the_orders(history, model):
+    "A model that is shown dollars decides otherwise when shares have another size"
+    other = in_other_shares(history, 7.0)
+    assert (orders(history, model, priced)[..., 1] != orders(other, model, priced)[..., 1]).any()
