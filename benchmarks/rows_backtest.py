@@ -215,7 +215,7 @@ def parameter_sets(count: int) -> list[dict[str, float]]:
 
 
 def sweep_ours(panel: Panel, sets: list[dict[str, float]]) -> list[float]:
-    "The last equity of each set, one `run_backtest` after the other"
+    "The last equity of each set, one `run_backtest` after the other; the place to call a sweep of our own"
     return [float(ours(panel, override(Settings(), changes)).ledger.equity[-1]) for changes in sets]
 
 
@@ -261,7 +261,7 @@ def sweep_row(size: Size) -> Row:
     """Many parameter sets over the same bars and predictions: the last equity of each
 
     Ours: `run_backtest` for a hundredth of the sets, scaled. vectorbt: `from_signals` on a thousandth of the sets
-    side by side, scaled (all of them would need 60 GB); it has no limit on positions.
+    side by side, scaled; it has no limit on positions.
     """
     panel = synthetic_panel(symbols=size.portfolio, sessions=size.history, seed=9)
     views, mine, theirs = views_of(panel), max(size.sweep // 100, 2), max(size.sweep // 1000, 2)
