@@ -30,6 +30,7 @@ COMMON = {
     "risk.day_loss": -0.99,
     "data.max_move": 0.9,
     "signals.sell": -1e-12,
+    "signals.confidence": 0.0,
     "costs.commission_rate": 0,
     "costs.half_spread": 1e-12,
     "costs.slippage": 0,

@@ -21,7 +21,7 @@ def test_features_agree() -> None:
     assert rows_features.check_pandas(panel) and rows_features.check_float32(panel)
 
 
-def test_a_difference_stops_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_stops_the_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     "The checks can fail: one feature of one peer is off by a millionth"
     honest = peer_features.ta_features
 
@@ -30,13 +30,16 @@ def test_a_difference_stops_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
         return found | {"rsi_14": found["rsi_14"] * (1 + 1e-6)}
 
     monkeypatch.setattr(peer_features, "ta_features", wrong)
+    assert bench.main(["--tiny", "--only", "features", "--json", "-"]) == 1
+    said = capsys.readouterr()
+    assert "features: left out, the results differ" in said.err and json.loads(said.out)["rows"] == {}
     with pytest.raises(AssertionError, match="rsi_14 against ta"):
         rows_features.check_ta(synthetic_panel(symbols=1, sessions=120, seed=8), range(1))
 
 
 def test_backtests_agree() -> None:
     "The common rules: ours and vectorbt, every day's equity"
-    checks = rows_backtest.check_common(synthetic_panel(symbols=4, sessions=200, seed=9))
+    checks = rows_backtest.check_common(synthetic_panel(symbols=16, sessions=200, seed=9))
     assert checks[0].startswith("common rules") and int(checks[0].split()[2]) > 50
 
 
