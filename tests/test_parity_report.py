@@ -16,9 +16,11 @@ from alpha_trader.bars import bars_path, read_bars, write_bars
 from alpha_trader.books import fills_of
 from alpha_trader.context import RunContext, using_run
 from alpha_trader.cycle import Desk
+from alpha_trader.desk import open_broker, open_desk
 from alpha_trader.domain import InputError, OrderIntent, Purpose, Rejected, RejectReason, Side
 from alpha_trader.parity import Cause, Parity, parity, raise_alarms
-from alpha_trader.pipeline import close_by_hand, load_bars, open_broker, open_desk, trade_cycle
+from alpha_trader.pipeline import close_by_hand, trade_cycle
+from alpha_trader.research import load_bars
 from alpha_trader.sessions import previous_session
 from alpha_trader.settings import override
 from alpha_trader.simulated import FaultPlan, SimBroker

@@ -23,10 +23,12 @@ from alpha_trader.bars import COLUMNS
 from alpha_trader.books import decisions_of
 from alpha_trader.confidence import agreement, consensus
 from alpha_trader.context import RunContext, using_run
+from alpha_trader.desk import champion, open_desk
 from alpha_trader.features import features
 from alpha_trader.models import predict_panel
-from alpha_trader.pipeline import Cycle, champion, load_bars, open_desk, trade_cycle
+from alpha_trader.pipeline import Cycle, trade_cycle
 from alpha_trader.registry import load_model
+from alpha_trader.research import load_bars
 from alpha_trader.samples import Events, synthetic_frames, synthetic_symbol
 from alpha_trader.signals import Reason
 from alpha_trader.store import EquityRow, begin_run, finish_run, reading, this_process
