@@ -6,7 +6,7 @@
 __all__ = ['DRIVER', 'PASSED_ON', 'measured', 'Side', 'side_of', 'by_settings', 'git', 'unpacked', 'keep_panel', 'by_revision',
            'SignalDiff', 'change_of', 'signal_diff']
 
-# %% ../nbs/13c_diff.ipynb #2eb40e62
+# %% ../nbs/13c_diff.ipynb #772d6d9c
 import inspect
 import io
 import os
@@ -21,15 +21,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/13c_diff.ipynb #328c18a8
+# %% ../nbs/13c_diff.ipynb #dac49f6c
 from .bars import Panel
 from .domain import InputError
-from .pipeline import load_bars
+from .research import load_bars
 from .settings import Settings, ini_layer, settled
 from .signals import Reason
 from .statistics import YEAR, performance
 
-# %% ../nbs/13c_diff.ipynb #773b0549
+# %% ../nbs/13c_diff.ipynb #e9538e6c
 def measured(
     panel: "Panel",  # the frozen bars
     settings: "Settings",
@@ -58,7 +58,7 @@ def measured(
         "traded": np.array(float((fills["quantity"].abs() * fills["price"]).sum())),
     }  # fmt: skip
 
-# %% ../nbs/13c_diff.ipynb #5d3e4c6b
+# %% ../nbs/13c_diff.ipynb #66d4acc9
 @dataclass(frozen=True)
 class Side:
     "What one side did in the window: W sessions, N symbols, F features"
@@ -88,7 +88,7 @@ def side_of(name: str, arrays: Mapping[str, np.ndarray]) -> Side:
     plain = {key: arrays[key] for key in ("predicted", "planned", "verdict", "equity")}
     return Side(name, columns, **plain, capital=float(arrays["capital"]), traded=float(arrays["traded"]))
 
-# %% ../nbs/13c_diff.ipynb #033940ef
+# %% ../nbs/13c_diff.ipynb #0836119b
 def by_settings(
     settings: Settings,  # of the workspace
     path: Path,
@@ -98,7 +98,7 @@ def by_settings(
     "Measure the present code under another settings file"
     return side_of(path.name, measured(panel, settled(settings.root, (ini_layer(path),)), sessions))
 
-# %% ../nbs/13c_diff.ipynb #2da40f33
+# %% ../nbs/13c_diff.ipynb #67681c25
 def git(repository: Path, *words: str) -> bytes | None:  # what it printed; None: it failed
     "Ask git something about a repository"
     try:
@@ -125,7 +125,7 @@ def unpacked(
         raise InputError(f"diff: revision {revision!r} holds no package alpha_trader")
     return folder
 
-# %% ../nbs/13c_diff.ipynb #cd411865
+# %% ../nbs/13c_diff.ipynb #1e47b04c
 def keep_panel(panel: Panel, path: Path) -> None:
     "Write frozen bars down"
     np.savez(
@@ -136,21 +136,28 @@ def keep_panel(panel: Panel, path: Path) -> None:
 
 DRIVER = """
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
+class OnlyTheTree:
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] == "alpha_trader":
+            spec = PathFinder.find_spec(name, path, target)
+            if spec is None:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return spec
+sys.meta_path.insert(0, OnlyTheTree)
 import numpy as np
 import pandas as pd
-import alpha_trader
 from alpha_trader.bars import Panel
 from alpha_trader.settings import load_settings
 tree, bars, answer, sessions = sys.argv[1:]
-assert Path(alpha_trader.__file__).resolve().is_relative_to(Path(tree).resolve()), "another alpha_trader is in the way"
 kept = np.load(bars, allow_pickle=False)
 parts = kept["values"], kept["splits"], kept["dividends"], *kept["origin"].tolist()
 panel = Panel(pd.DatetimeIndex(kept["index"], tz="UTC"), tuple(kept["symbols"].tolist()), *parts)
 np.savez(answer, **measured(panel, load_settings(Path(tree), {}), int(sessions)))
 """
 
-# %% ../nbs/13c_diff.ipynb #f141bd24
+# %% ../nbs/13c_diff.ipynb #1d1a0581
 PASSED_ON = ("PATH", "HOME", "TMPDIR", "TEMP", "SYSTEMROOT", "OMP_NUM_THREADS", "LANG")
 
 
@@ -174,7 +181,7 @@ def by_revision(
         with np.load(answer, allow_pickle=False) as arrays:
             return side_of(revision, dict(arrays))
 
-# %% ../nbs/13c_diff.ipynb #2f72ceb1
+# %% ../nbs/13c_diff.ipynb #b86db46d
 @dataclass(frozen=True)
 class SignalDiff:
     "Two sides of one frozen window"
@@ -228,7 +235,7 @@ class SignalDiff:
                 for name in dict.fromkeys((*self.old.features, *self.new.features))]  # fmt: skip
         return pd.DataFrame(rows, columns=["feature", "change", "note"]).sort_values("change", ascending=False, ignore_index=True)
 
-# %% ../nbs/13c_diff.ipynb #30ee31eb
+# %% ../nbs/13c_diff.ipynb #75ba49ec
 def change_of(
     old: np.ndarray | None,  # [W, N]; None: the side does not have it
     new: np.ndarray | None,
@@ -244,7 +251,7 @@ def change_of(
     spread = float(old[both].astype(float).std())
     return float(np.abs(new[both].astype(float) - old[both]).mean() / (spread or 1.0)), note
 
-# %% ../nbs/13c_diff.ipynb #0362a672
+# %% ../nbs/13c_diff.ipynb #41fdcba5
 def signal_diff(
     settings: Settings,  # of the workspace, whose bars are the frozen window
     old: str,  # path of a settings file, or a git revision

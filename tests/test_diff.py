@@ -22,7 +22,10 @@ CHANGES: dict[str, object] = {
 
 
 def commit(root: Path, message: str) -> None:
-    for words in (("add", "."), ("-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-q", "-m", message)):
+    for words in (
+        ("add", "."),
+        ("-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-q", "-m", message),
+    ):
         assert git(root, *words) is not None
 
 
@@ -69,14 +72,18 @@ def test_other_code_makes_other_orders(workspace: Settings) -> None:
 
 def test_a_settings_file_may_move_features_in_and_out(workspace: Settings) -> None:
     names = sorted(signal_diff(workspace, "settings.ini", "settings.ini", 20).old.features)
-    (workspace.root / "fewer.ini").write_text((workspace.root / "settings.ini").read_text() + f"\n[features]\nnames = {', '.join(names[2:])}\n")
+    (workspace.root / "fewer.ini").write_text(
+        (workspace.root / "settings.ini").read_text() + f"\n[features]\nnames = {', '.join(names[2:])}\n"
+    )
     found = signal_diff(workspace, "settings.ini", "fewer.ini", 20)
     assert set(found.features().iloc[:2]["feature"]) == set(names[:2])
     assert found.features().iloc[:2]["note"].tolist() == ["gone", "gone"]
 
 
 def test_what_cannot_be_compared_is_one_line(workspace: Settings) -> None:
-    with pytest.raises(InputError, match="revision 'old' cannot be measured: ModuleNotFoundError: .*alpha_trader.research"):
+    with pytest.raises(
+        InputError, match="revision 'old' cannot be measured: ModuleNotFoundError: .*alpha_trader.research"
+    ):
         signal_diff(workspace, "old", "settings.ini", 20)
     with pytest.raises(InputError, match="'--all' is neither a settings file nor a revision of the git repository in "):
         signal_diff(workspace, "--all", "settings.ini", 20)

@@ -1,4 +1,4 @@
-"""Compiled walk, live plan and simulated broker agree with the plain-Python replay of `oracle.py` on random worlds, to the last digit
+"""Walk, live plan and simulated broker agree with the plain-Python replay of `oracle.py`, to the last digit
 
 A world is described by a `Blueprint`: few enough numbers for Hypothesis to shrink, each stock with a stream of random
 numbers of its own, so that leaving out a session or a stock leaves everything else as it was. What a failure prints is
@@ -293,7 +293,14 @@ def check_whole(blueprint: Blueprint) -> Journal:  # of the replay
 
 
 # ---------------------------------------------------------------------- the live side
-NOTHING_NEW: dict[str, Any] = {"resolved": (), "new_fills": 0, "new_actions": 0, "strangers": (), "drift": {}, "frozen": {}}
+NOTHING_NEW: dict[str, Any] = {
+    "resolved": (),
+    "new_fills": 0,
+    "new_actions": 0,
+    "strangers": (),
+    "drift": {},
+    "frozen": {},
+}
 
 
 @dataclass
@@ -311,7 +318,9 @@ class Live:
     def position(self, symbol: str) -> PositionRow:
         blank = {"entry_session": None, "half_taken": False, "last_stop_session": None}
         amounts = {"quantity": Decimal(0), "average_price": Decimal(0)}
-        return self.rows.setdefault(symbol, PositionRow(account="demo", symbol=symbol, updated_at=self.broker.now, **amounts, **blank))
+        return self.rows.setdefault(
+            symbol, PositionRow(account="demo", symbol=symbol, updated_at=self.broker.now, **amounts, **blank)
+        )
 
     def learn_actions(self, row: int, day: date) -> None:
         "What the broker booked at the opening"
@@ -375,7 +384,9 @@ class Live:
         "Exits, entries that fit, protection"
         chosen, symbols = self.world.settings, seen.panel.symbols
         exits = [n for n in range(len(symbols)) if orders.quantity[n] < 0]
-        leaving = {symbols[n] for n in exits if not self.send(day, symbols[n], orders.quantity[n], Reason(orders.reason[n]))}
+        leaving = {
+            symbols[n] for n in exits if not self.send(day, symbols[n], orders.quantity[n], Reason(orders.reason[n]))
+        }
         self.learn_fills(row, day)
         if leaving:
             held = np.array([float(self.rows[symbol].quantity) if symbol in self.rows else 0.0 for symbol in symbols])
@@ -384,7 +395,9 @@ class Live:
             self.send(day, symbols[n], orders.quantity[n], Reason(orders.reason[n]))
         self.learn_fills(row, day)
         if chosen.risk.stop_check == "bar":
-            for symbol in sorted(symbol for symbol, held in self.rows.items() if held.quantity and symbol not in leaving):
+            for symbol in sorted(
+                symbol for symbol, held in self.rows.items() if held.quantity and symbol not in leaving
+            ):
                 self.protect(day, symbol)
 
     def protect(self, day: date, symbol: str) -> None:
@@ -426,7 +439,9 @@ def lived(world: World, first: int, stop: int, capital: float, book: Path) -> Jo
 def without_fractions(journal: Journal) -> Journal:
     "Fills by symbol; a fraction of a share that a split leaves is a corporate action at a broker, and no fill"
     fills = [fill for fill in journal.fills if fill.reason != Reason.SPLIT_CASH]
-    return replace(journal, fills=sorted(fills, key=lambda fill: (fill.row, fill.symbol, fill.quantity < 0, fill.reason)))
+    return replace(
+        journal, fills=sorted(fills, key=lambda fill: (fill.row, fill.symbol, fill.quantity < 0, fill.reason))
+    )
 
 
 def check_live(blueprint: Blueprint, book: Path) -> Journal:  # of the replay

@@ -1,4 +1,4 @@
-"""Backtest and live path agree to the cent on random universes: gaps, splits, dividends, halts, short histories, small accounts
+"""Backtest and live agree to the cent on random universes: gaps, splits, dividends, halts, short histories
 
 A universe is drawn from its seed: invented bars written as a user's own files, events, settings. The live path ingests,
 trains and trades it session by session with the simulated broker; the compiled walk gets the same predictions.
@@ -79,12 +79,17 @@ def frames(seed: int) -> dict[str, pd.DataFrame]:
     symbols = [synthetic_symbol(number) for number in range(dice.randint(3, 8))]
     made = synthetic_frames(len(symbols), SESSIONS, seed, START, 0.0005, events(dice, symbols))
     for symbol, frame in made.items():
-        lost = [dice.random() < 0.02 and not has_event for has_event in (frame[["split", "dividend"]] != [1.0, 0.0]).any(axis=1)]
+        lost = [
+            dice.random() < 0.02 and not has_event
+            for has_event in (frame[["split", "dividend"]] != [1.0, 0.0]).any(axis=1)
+        ]
         left = frame[~np.array(lost)].copy()
         if dice.random() < 0.2:  # delisted
             left = left.iloc[: -dice.randint(3, 40)]
         if dice.random() < 0.2:  # a penny stock, quoted in hundredths of a cent
-            left[["open", "high", "low", "close", "dividend"]] = (left[["open", "high", "low", "close", "dividend"]] / 100).round(4)
+            left[["open", "high", "low", "close", "dividend"]] = (
+                left[["open", "high", "low", "close", "dividend"]] / 100
+            ).round(4)
         if dice.random() < 0.3:  # a jump that no split explains
             prices, late = ["open", "high", "low", "close"], left.index[-dice.randint(5, 50)] <= left.index
             left.loc[late, prices] = (left.loc[late, prices] * 1.35).round(4)
@@ -115,8 +120,8 @@ def laboratory(root: Path, seed: int, sessions: int) -> Lab:
             table.assign(date=table["date"].dt.strftime("%Y-%m-%d")).to_csv(folder / f"{symbol}.csv", index=False)
     fixed: dict[str, object] = {
         "data.source": "folder", "data.folder": "files", "data.watchlist": ", ".join(made),
-        "model.lightgbm_rounds": 20, "model.xgboost_rounds": 20, "model.min_train": 200, "model.threads": 1, "model.refit": "monthly",
-        "run.paper_sessions": sessions,
+        "model.lightgbm_rounds": 20, "model.xgboost_rounds": 20, "model.min_train": 200, "model.threads": 1,
+        "model.refit": "monthly", "run.paper_sessions": sessions,
     }  # fmt: skip
     return prepare(root, fixed | changes(seed))
 
@@ -153,7 +158,12 @@ def same_decisions(lab: Lab, result: Backtest) -> None:
     theirs = decisions_of(lab.engine, "demo")
     rows = range(result.first, result.stop)
     ours = [
-        (result.panel.sessions[row].item(), symbol, result.ledger.planned[row, n], Reason(result.ledger.verdict[row, n]).name)
+        (
+            result.panel.sessions[row].item(),
+            symbol,
+            result.ledger.planned[row, n],
+            Reason(result.ledger.verdict[row, n]).name,
+        )
         for row in rows
         for n, symbol in enumerate(symbols)
     ]
@@ -165,7 +175,9 @@ def same_decisions(lab: Lab, result: Backtest) -> None:
 def same_fills(lab: Lab, result: Backtest) -> pd.DataFrame:
     "Every fill; a fraction of a share after a split is a corporate action in live, and a fill in the walk"
     expected = fills_frame(result)[COLUMN_NAMES]
-    expected = expected[expected["reason"] != "SPLIT_CASH"].sort_values(["session", "symbol", "reason"], ignore_index=True)
+    expected = expected[expected["reason"] != "SPLIT_CASH"].sort_values(
+        ["session", "symbol", "reason"], ignore_index=True
+    )
     ours = fills(lab)
     pd.testing.assert_frame_equal(ours, expected, check_exact=True, check_dtype=False)
     return ours
@@ -179,7 +191,9 @@ def same_money(lab: Lab, result: Backtest, seen: list[Cycle]) -> None:
     cash = np.concatenate([[result.capital], ledger.cash[result.first : result.stop]])
     for n, cycle in enumerate(seen):
         paid = ledger.income[result.first + n] + in_lieu.get(pd.Timestamp(cycle.observation.session), 0.0)
-        assert cycle.observation.account.cash == Decimal(str(round(float(cash[n] + paid), 2))), cycle.observation.session
+        assert cycle.observation.account.cash == Decimal(str(round(float(cash[n] + paid), 2))), (
+            cycle.observation.session
+        )
     equity = closes(lab)
     np.testing.assert_array_equal(equity.to_numpy(), np.concatenate([[result.capital], result.equity]))
     with reading(lab.engine) as db:
@@ -195,7 +209,9 @@ def compare(root: Path, seed: int, sessions: int) -> dict[str, int]:
     same_decisions(lab, result)
     done = same_fills(lab, result)
     same_money(lab, result, seen)
-    drifted = [cycle for cycle in seen if cycle.observation.reconciliation.drift or cycle.observation.reconciliation.cash_drift]
+    drifted = [
+        cycle for cycle in seen if cycle.observation.reconciliation.drift or cycle.observation.reconciliation.cash_drift
+    ]
     assert not drifted
     return {"symbols": len(result.panel.symbols), "fills": len(done)} | done["reason"].value_counts().to_dict()
 
@@ -216,7 +232,9 @@ def imported(module: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and (node.level or node.module.startswith("alpha_trader")):
-            found.setdefault(node.module.removeprefix("alpha_trader."), set()).update(alias.name for alias in node.names)
+            found.setdefault(node.module.removeprefix("alpha_trader."), set()).update(
+                alias.name for alias in node.names
+            )
     return found
 
 
