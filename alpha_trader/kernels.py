@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'LOADED', 'CACHE', 'Function', 'source_hash', 'cache_root', 'prune', 'open_cache', 'source_stamp',
-           'is_cacheable', 'cache_folder', 'kernel']
+           'is_cacheable', 'cache_folder', 'kernel', 'step']
 
 # %% ../nbs/00b_kernels.ipynb #cca8f6b6
 import hashlib
@@ -115,4 +115,15 @@ def kernel(
     cached = is_cacheable(function)
     with cache_folder(CACHE if cached else None):
         compiled: Any = numba.njit(function, nogil=True, error_model="numpy", fastmath=False, cache=cached)
+    return compiled
+
+# %% ../nbs/00b_kernels.ipynb #3239e6d4
+def step(
+    function: Function,  # plain Python over numbers and arrays that somebody else keeps
+) -> Function:  # compiled at its first call
+    "Compile `function` as a part of the kernels that call it; use as `@step`"
+    cached = is_cacheable(function)
+    options: dict[str, Any] = {"forceinline": True, "_nrt": False}
+    with cache_folder(CACHE if cached else None):
+        compiled: Any = numba.njit(function, nogil=True, error_model="numpy", fastmath=False, cache=cached, **options)
     return compiled

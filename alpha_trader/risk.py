@@ -10,7 +10,7 @@ __all__ = ['RiskRules', 'risk_rules', 'position_share', 'shares_for', 'entry_lim
 import math
 from typing import NamedTuple
 
-from .kernels import kernel
+from .kernels import step
 from .settings import RiskSettings
 from .signals import Reason
 
@@ -52,7 +52,7 @@ def risk_rules(risk: RiskSettings) -> RiskRules:
     )
 
 # %% ../nbs/09_risk.ipynb #fa77c1be
-@kernel
+@step
 def position_share(
     confidence: float,  # 0 to 1
     volatility: float,  # standard deviation of daily returns, fraction
@@ -65,7 +65,7 @@ def position_share(
     return min(rules.max_position * confidence / swing, rules.max_position)
 
 # %% ../nbs/09_risk.ipynb #367517de
-@kernel
+@step
 def shares_for(
     value: float,  # USD
     price: float,  # USD per share
@@ -76,7 +76,7 @@ def shares_for(
     return math.floor(value / price * grid + 1e-9) / grid
 
 # %% ../nbs/09_risk.ipynb #b0e33737
-@kernel
+@step
 def entry_limit(
     count: int,  # positions held or on order
     exposure: float,  # USD held or on order
@@ -92,7 +92,7 @@ def entry_limit(
     return Reason.NONE
 
 # %% ../nbs/09_risk.ipynb #ccb5bd19
-@kernel
+@step
 def stop_due(
     price: float,  # USD per share now
     average_price: float,  # USD per share paid
@@ -102,7 +102,7 @@ def stop_due(
     return price <= average_price * (1.0 + rules.stop_loss) + 1e-9
 
 # %% ../nbs/09_risk.ipynb #e0e05a81
-@kernel
+@step
 def target_due(
     price: float,  # USD per share now
     average_price: float,  # USD per share paid
@@ -112,7 +112,7 @@ def target_due(
     return price >= average_price * (1.0 + rules.take_profit) - 1e-9
 
 # %% ../nbs/09_risk.ipynb #b0470715
-@kernel
+@step
 def target_quantity(
     quantity: float,  # shares held
     rules: RiskRules,
@@ -122,7 +122,7 @@ def target_quantity(
     return min(max(share, 1.0), quantity)
 
 # %% ../nbs/09_risk.ipynb #47f1de8a
-@kernel
+@step
 def cooling_down(
     sessions_since_stop: int,  # 0 in the session of the stop; very large when there was none
     rules: RiskRules,
@@ -131,7 +131,7 @@ def cooling_down(
     return sessions_since_stop <= rules.cool_down
 
 # %% ../nbs/09_risk.ipynb #c4ca5259
-@kernel
+@step
 def day_loss_breached(
     equity: float,  # USD now, or at the session's close
     previous_close: float,  # USD at the close of the session before; NaN when there was none
@@ -141,7 +141,7 @@ def day_loss_breached(
     return equity < previous_close * (1.0 + rules.day_loss)
 
 # %% ../nbs/09_risk.ipynb #f01f9190
-@kernel
+@step
 def swap_pays(
     newcomer: float,  # predicted return after the costs of getting in and out, fraction
     holding: float,  # predicted return of the weakest holding, fraction; NaN when unknown

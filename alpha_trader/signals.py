@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .kernels import kernel
+from .kernels import step
 from .settings import SignalSettings
 
 # %% ../nbs/08_signals.ipynb #94771f68
@@ -111,7 +111,7 @@ class Action(IntEnum):
     BUY = 1
 
 # %% ../nbs/08_signals.ipynb #2856af23
-@kernel
+@step
 def signal_action(
     predicted: float,  # return over the horizon, fraction; NaN when unknown
     confidence: float,  # 0 to 1; NaN when unknown
@@ -125,17 +125,18 @@ def signal_action(
     return -1 if predicted < rules.sell else 0
 
 # %% ../nbs/08_signals.ipynb #a2f0471a
-@kernel
+@step
 def flat_reason(
     predicted: float,  # return over the horizon, fraction
     confidence: float,  # 0 to 1
     rules: SignalRules,
 ) -> int:  # a `Reason`
     "What the signal means for a symbol without a position"
-    if np.isnan(predicted) or np.isnan(confidence):
-        return Reason.NO_PREDICTION
-    if rules.sell <= predicted <= rules.buy:
-        return Reason.NO_SIGNAL
+    reason = Reason.ENTRY if predicted > rules.buy else Reason.SELL_FLAT
     if not confidence > rules.confidence:
-        return Reason.LOW_CONFIDENCE
-    return Reason.ENTRY if predicted > rules.buy else Reason.SELL_FLAT
+        reason = Reason.LOW_CONFIDENCE
+    if (predicted >= rules.sell) & (predicted <= rules.buy):
+        reason = Reason.NO_SIGNAL
+    if np.isnan(predicted) | np.isnan(confidence):
+        reason = Reason.NO_PREDICTION
+    return reason

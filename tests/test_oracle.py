@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from oracle import Bar, Fill, Journal, Opinion, Rules, Session, replay
 
-from alpha_trader.backtest import Ledger, blank_ledger, forecast_of, opening_state, run_backtest, tape_of, walk
+from alpha_trader.backtest import Ledger, blank_ledger, forecast_of, market_of, opening_state, run_backtest, tape_of, walk
 from alpha_trader.bars import Panel
 from alpha_trader.cycle import Observation, book_of, exact, funds_of, market_of, price_of, purpose_of
 from alpha_trader.domain import Account, OrderIntent, OrderStatus, OrderType, Purpose, Rejected, Side
@@ -226,7 +226,7 @@ def walked(world: World, first: int, stop: int, capital: float) -> Ledger:
     forecast = forecast._replace(volatility=np.ascontiguousarray(world.volatility))
     state, ledger = opening_state(count, capital), blank_ledger(sessions, count, rules.risk.max_positions)
     costs, orders = cost_rules(chosen.costs), empty_orders(count)
-    walk(tape_of(panel), forecast, rules, costs, first, stop, state, ledger, orders)
+    walk(tape_of(panel), market_of(forecast, costs), forecast, rules, costs, first, stop, state, ledger, orders)
     return ledger
 
 
