@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['entry_blocks', 'Tape', 'Forecast', 'tape_of', 'known_prices', 'forecast_of', 'known_closes', 'cost_table',
            'market_of', 'State', 'opening_state', 'Ledger', 'blank_ledger', 'note_entry', 'note_exit', 'book_fill',
-           'restate_book', 'open_session', 'equity_of', 'entry_gate', 'decide', 'send_exits', 'send_entries',
-           'guard_position', 'guard_bar', 'close_session', 'walk', 'Backtest', 'window', 'History', 'history_of',
-           'walk_history', 'run_backtest', 'fills_frame', 'Episode', 'closed_positions', 'split_ratios',
+           'set_levels', 'restate_book', 'open_session', 'equity_of', 'entry_gate', 'decide', 'send_exits',
+           'send_entries', 'guard_position', 'guard_bar', 'close_session', 'walk', 'Backtest', 'window', 'History',
+           'history_of', 'walk_history', 'run_backtest', 'fills_frame', 'Episode', 'closed_positions', 'split_ratios',
            'reason_counts', 'buy_and_hold', 'shares_today', 'order_records', 'portfolio']
 
 # %% ../nbs/10_backtest.ipynb #cadb520a
@@ -56,7 +56,7 @@ from alpha_trader.plan import (
     plan_rules,
     recheck_entries,
 )
-from .risk import day_loss_breached, target_quantity
+from .risk import RiskRules, day_loss_breached, target_quantity
 from .settings import Settings
 from .signals import REASON_TEXT, Reason
 
@@ -179,6 +179,8 @@ class State(NamedTuple):
     "Everything the walk carries from session to session"
 
     book: Book  # the positions
+    stop: Floats  # [N] where each position's stop waits, USD per share
+    target: Floats  # [N] where its target waits, USD per share
     money: Floats  # [2] cash, and the part of it that is settled, USD
 
 # %% ../nbs/10_backtest.ipynb #154a7ddb
@@ -187,7 +189,7 @@ def opening_state(
     capital: float,  # USD
 ) -> State:
     "An account that has just been opened"
-    return State(empty_book(n), np.full(2, capital))
+    return State(empty_book(n), np.zeros(n), np.zeros(n), np.full(2, capital))
 
 # %% ../nbs/10_backtest.ipynb #1e636bd1
 class Ledger(NamedTuple):
@@ -284,6 +286,17 @@ def book_fill(
     ledger.quantity[k], ledger.price[k], ledger.fee[k] = quantity, price, fee
     ledger.used[0] = k + 1
 
+# %% ../nbs/10_backtest.ipynb #e39757be
+@step
+def set_levels(
+    n: int,  # symbol
+    rules: RiskRules,
+    state: State,  # written
+) -> None:
+    "Place the stop and the target of a position"
+    paid = state.book.average_price[n]
+    state.stop[n], state.target[n] = exit_level(paid, rules.stop_loss), exit_level(paid, rules.take_profit)
+
 # %% ../nbs/10_backtest.ipynb #90a43baa
 @step
 def restate_book(
@@ -303,6 +316,7 @@ def restate_book(
             whole, fraction = split_quantity(held, ratio, rules.risk.fractional)
             book.quantity[n] = whole + fraction
             book.average_price[n] = split_price(book.average_price[n], ratio)
+            set_levels(n, rules.risk, state)
             if fraction > 0.0:
                 book_fill(row, n, -fraction, market.price[at + n], 0.0, Reason.SPLIT_CASH, state, ledger)
         if dividend > 0.0 and book.quantity[n] > 0.0:
@@ -429,6 +443,7 @@ def send_entries(
             spendable = state.money[1] if rules.risk.settled_only else state.money[0]
             if -cash_flow(quantity, price, fee) <= spendable:
                 book_fill(row, n, quantity, price, fee, orders.reason[n], state, ledger)
+                set_levels(n, rules.risk, state)
 
 # %% ../nbs/10_backtest.ipynb #0b9d2f6f
 @step
@@ -442,15 +457,13 @@ def guard_position(
     ledger: Ledger,  # written
 ) -> None:
     "Let the bar hit the protective levels of one position"
-    held, paid = state.book.quantity[n], state.book.average_price[n]
-    stop = exit_level(paid, rules.risk.stop_loss)
-    hit = stop_reference(tape.open[row, n], tape.low[row, n], stop)
+    held = state.book.quantity[n]
+    hit = stop_reference(tape.open[row, n], tape.low[row, n], state.stop[n])
     if not np.isnan(hit):
         price, fee = market_fill(-held, hit, tape.volume[row, n], costs)
         book_fill(row, n, -held, price, fee, Reason.STOP_LOSS, state, ledger)
     elif not state.book.halved[n]:
-        target = exit_level(paid, rules.risk.take_profit)
-        met = target_reference(tape.open[row, n], tape.high[row, n], target)
+        met = target_reference(tape.open[row, n], tape.high[row, n], state.target[n])
         if not np.isnan(met):
             sold = target_quantity(held, rules.risk)
             price, fee = limit_fill(-sold, met, costs)

@@ -11,6 +11,8 @@ __all__ = ['round_cents', 'round_to_tick', 'CostRules', 'cost_rules', 'free_of_c
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from .kernels import step
 from .settings import CostSettings, Settings
 
@@ -20,7 +22,7 @@ def round_cents(
     amount: float,  # USD, of either sign
 ) -> float:  # USD, whole cents; a half goes away from zero
     "The amount in whole cents"
-    cents = math.floor(abs(amount) * 100.0 + 0.5 + 1e-6) / 100.0
+    cents = np.floor(abs(amount) * 100.0 + 0.5 + 1e-6) / 100.0
     return -cents if amount < 0.0 else cents
 
 # %% ../nbs/09b_fills.ipynb #6d1f0586
@@ -30,7 +32,7 @@ def round_to_tick(
 ) -> float:  # USD per share, on the grid of Rule 612
     "The nearest price a US stock can trade at"
     grid = 100.0 if price >= 1.0 else 10_000.0
-    return max(math.floor(price * grid + 0.5 + 1e-6), 1.0) / grid
+    return max(np.floor(price * grid + 0.5 + 1e-6), 1.0) / grid
 
 # %% ../nbs/09b_fills.ipynb #9e3b9100
 class CostRules(NamedTuple):
@@ -160,10 +162,10 @@ def split_quantity(
     fractional: bool,  # may the account hold fractions?
 ) -> tuple[float, float]:  # shares after, and the fraction of a share that is paid in cash
     "Shares after a split"
-    after = math.floor(quantity * ratio * 1e9 + 0.5) / 1e9
+    after = np.floor(quantity * ratio * 1e9 + 0.5) / 1e9
     if fractional:
         return after, 0.0
-    whole = math.floor(after + 1e-9)
+    whole = np.floor(after + 1e-9)
     return whole, max(after - whole, 0.0)
 
 # %% ../nbs/09b_fills.ipynb #0a28b7c5
@@ -175,7 +177,7 @@ def split_price(
     "A price per share restated for a split: average cost and last close alike"
     if ratio == 1.0 or math.isnan(price):
         return price
-    return math.floor(price / ratio * 1e6 + 0.5) / 1e6
+    return np.floor(price / ratio * 1e6 + 0.5) / 1e6
 
 # %% ../nbs/09b_fills.ipynb #9b76c530
 @step

@@ -7,8 +7,9 @@ __all__ = ['RiskRules', 'risk_rules', 'position_share', 'shares_for', 'entry_lim
            'cooling_down', 'day_loss_breached', 'swap_pays']
 
 # %% ../nbs/09_risk.ipynb #45b9c008
-import math
 from typing import NamedTuple
+
+import numpy as np
 
 from .kernels import step
 from .settings import RiskSettings
@@ -73,7 +74,7 @@ def shares_for(
 ) -> float:  # shares
     "How many shares `value` buys, never more"
     grid = 1e6 if fractional else 1.0
-    return math.floor(value / price * grid + 1e-9) / grid
+    return np.floor(value / price * grid + 1e-9) / grid
 
 # %% ../nbs/09_risk.ipynb #b0e33737
 @step
