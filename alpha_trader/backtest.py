@@ -54,7 +54,7 @@ from alpha_trader.plan import (
     empty_orders,
     plan_orders,
     plan_rules,
-    recheck_entries,
+    take_back,
 )
 from .risk import RiskRules, day_loss_breached, target_quantity
 from .settings import Settings
@@ -527,7 +527,7 @@ def walk(
         open_session(row, at, tape, market, rules, state, ledger)
         funds = decide(row, first, tape, market, forecast, rules, state, ledger, orders)
         if not send_exits(row, tape, costs, state, ledger, orders):
-            recheck_entries(at, market, state.book.quantity, funds, rules, orders)
+            take_back(at, market, state.book.quantity, funds, rules, orders)
         send_entries(row, tape, rules, costs, state, ledger, orders)
         if rules.risk.stop_in_bar:
             guard_bar(row, tape, rules, costs, state, ledger)

@@ -506,7 +506,7 @@ def entries_that_fit(
         n = decision.symbols.index(row.symbol)
         orders.quantity[n], orders.rank[n] = float(row.quantity), row.rank
     quantity = np.array([float(held[symbol].quantity) if symbol in held else 0.0 for symbol in decision.symbols])
-    recheck_entries(0, decision.market, quantity, decision.funds, plan_rules(desk.settings), orders)
+    recheck_entries(decision.market, quantity, decision.funds, plan_rules(desk.settings), orders)
     kept = [row for row in rows if orders.quantity[decision.symbols.index(row.symbol)] > 0.0]
     with writing(desk.engine) as db:
         for symbol in sorted({row.symbol for row in rows} - {row.symbol for row in kept}):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Floats', 'Integers', 'Flags', 'NOBODY', 'Market', 'Book', 'Funds', 'PlanRules', 'Orders', 'plan_rules', 'empty_book',
            'empty_orders', 'holdings', 'held_reason', 'sold_quantity', 'entry_reason', 'Room', 'plan_entries',
-           'plan_exits', 'line_up', 'weakest_holding', 'makes_room', 'admit', 'plan_orders', 'plan', 'recheck_entries']
+           'plan_exits', 'line_up', 'weakest_holding', 'makes_room', 'admit', 'plan_orders', 'plan', 'take_back',
+           'recheck_entries']
 
 # %% ../nbs/09a_plan.ipynb #85eccc3a
 from typing import NamedTuple
@@ -374,7 +375,7 @@ def plan(
 
 # %% ../nbs/09a_plan.ipynb #2a482079
 @step
-def recheck_entries(
+def take_back(
     at: int,  # where the session begins in the market's arrays
     market: Market,
     held: Floats,  # [N] shares held or on order after the sales
@@ -396,3 +397,14 @@ def recheck_entries(
                     count, exposure = count + 1, exposure + value
                 else:
                     orders.quantity[n], orders.rank[n], orders.reason[n] = 0.0, -1, Reason.EXIT_NOT_FILLED
+
+# %% ../nbs/09a_plan.ipynb #5e673dca
+def recheck_entries(
+    market: Market,
+    held: Floats,  # [N] shares held or on order after the sales
+    funds: Funds,
+    rules: PlanRules,
+    orders: Orders,  # written: entries that no longer fit get quantity 0
+) -> None:
+    "`take_back` for one session: how live trading calls it"
+    take_back(0, market, held, funds, rules, orders)

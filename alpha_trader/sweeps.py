@@ -15,9 +15,9 @@ from .backtest import window
 from .bars import Panel
 from .confidence import agreement, consensus
 from .domain import InputError
-from .pipeline import chosen, load_bars, traded_window
+from .pipeline import chosen, traded_window
 from .plan import Floats
-from .research import out_of_sample
+from .research import load_bars, out_of_sample
 from .settings import Settings
 from .sweep import Predictor, SweepResult, parse_grid, run_sweep, trained_points
 

@@ -20,7 +20,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from oracle import Bar, Fill, Journal, Opinion, Rules, Session, replay
 
-from alpha_trader.backtest import Ledger, blank_ledger, forecast_of, market_of, opening_state, run_backtest, tape_of, walk
+from alpha_trader.backtest import (
+    Ledger,
+    blank_ledger,
+    forecast_of,
+    market_of,
+    opening_state,
+    run_backtest,
+    tape_of,
+    walk,
+)
 from alpha_trader.bars import Panel
 from alpha_trader.cycle import Observation, book_of, exact, funds_of, market_of, price_of, purpose_of
 from alpha_trader.domain import Account, OrderIntent, OrderStatus, OrderType, Purpose, Rejected, Side
