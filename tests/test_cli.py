@@ -41,7 +41,7 @@ LOOKS = {  # command → keys of its JSON, words of its table
     "bars AAPL --limit 3": ({"session", "open", "high", "low", "close", "volume", "split", "dividend"}, "2013-03-01"),
     "price AAPL": ({"symbol", "price", "currency", "at", "kind", "source"}, "430.47"),
     "positions": ({"symbol", "quantity", "average_price", "entry_session"}, "positions of demo"),
-    "status": ({"mode", "account", "halted", "equity", "last_session", "next_slot", "model"}, "2013-03-04 09:30 New York"),
+    "status": ({"mode", "account", "halted", "equity", "last_session", "next_slot"}, "2013-03-04 09:30 New York"),
     "orders": ({"client_id", "intent", "fills", "reason", "status"}, "STOP_LOSS"),
     "orders --all": ({"client_id", "intent", "fills", "reason", "status"}, "expired"),
     "runs --limit 4": ({"id", "notebook", "slot", "status", "report", "error"}, "daily_report"),
