@@ -2,23 +2,29 @@
 
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import CHECKOUT
 from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
+from replay import NOW, SMALL, write_settings
 
 from alpha_trader import sweep as module
 from alpha_trader.backtest import History, closed_positions, fills_frame, history_of, split_ratios, walk_history
 from alpha_trader.bars import Panel
 from alpha_trader.domain import AlphaTraderError, InputError
 from alpha_trader.fills import free_of_costs
+from alpha_trader.pipeline import backtest, ingest
+from alpha_trader.runner import run_notebook
 from alpha_trader.samples import synthetic_panel
-from alpha_trader.settings import Settings
+from alpha_trader.settings import Settings, override
 from alpha_trader.statistics import performance
+from alpha_trader.store import open_store
 from alpha_trader.sweep import (
     Grid,
     SweepResult,
@@ -257,3 +263,64 @@ def test_prices_that_are_none(value: float) -> None:
     panel.values[:, :, 2] = np.nan
     with pytest.raises(InputError, match=f"no bar at all of {panel.symbols[2]}"):
         check_prices(panel)
+
+
+# ---------------------------------------------------------------------- the workspace's own bars and predictions
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    "A workspace with bars, in which a walk forward takes seconds"
+    root = tmp_path_factory.mktemp("sweep")
+    settings = write_settings(root, SMALL)
+    ingest(settings, open_store(settings.store_url), NOW)
+    shutil.copytree(CHECKOUT / "nbs" / "runs", root / "nbs" / "runs")
+    return settings
+
+
+def test_whole_way(lab: Settings) -> None:
+    "Each row is what `backtest` answers with these settings; nothing is trained for it a second time"
+    told: list[tuple[int, int]] = []
+    ranges = "risk.stop_loss=-0.02,-0.08 signals.buy=0.001,0.004"
+    result = sweep(lab, ranges, sessions=60, progress=lambda *pair: told.append(pair))
+    assert told[-1] == (4, 4)
+    for number in range(4):
+        study = backtest(point_settings(lab, result.grid.point(number)), sessions=60)
+        assert result.table.total_return[number] == study.performance.total_return
+        assert result.table.closed_positions[number] == study.performance.closed_positions
+    assert len(list((lab.data_dir / "predictions").iterdir())) == 1
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "unknown symbol NOPE": {"symbols": ("NOPE",)},
+    "allowed: more than 0": {"capital": -1.0},
+    "is before the start": {"start": "2013-02-01", "end": "2013-01-02"},
+    "is before the first session that is predicted": {"end": "1999-01-04"},
+    "ISO dates": {"start": "1.2.2013"},
+    "no session in": {"start": "2033-01-03"},
+    "sessions asked for": {"sessions": 100_000},
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_wrong_input(lab: Settings, line: str) -> None:
+    "One line, and no folder for results"
+    before = set(lab.data_dir.rglob("sweeps/*"))
+    with pytest.raises(AlphaTraderError, match=line) as caught:
+        sweep(lab, "risk.stop_loss=-0.02,-0.08", **REFUSED[line])
+    assert "\n" not in str(caught.value)
+    assert set(lab.data_dir.rglob("sweeps/*")) == before
+
+
+def test_too_little_history(lab: Settings) -> None:
+    "Fewer bars than the walk forward needs"
+    with pytest.raises(AlphaTraderError, match="min_train"):
+        sweep(override(lab, {"model.min_train": 100_000}), "risk.stop_loss=-0.02,-0.08")
+
+
+def test_notebook(lab: Settings) -> None:
+    "The run notebook shows the best sets, and says that costs were left out"
+    given = {"ranges": "risk.stop_loss=-0.02,-0.08", "sessions": 60, "costless": True}
+    result = run_notebook(lab, "sweep", given, "2013-03-01 sweep", "", open_store(lab.store_url), lambda: NOW)
+    assert result.status == "succeeded"
+    page = result.report_html.read_text()
+    assert "WITHOUT COSTS" in page
+    assert "max_drawdown" in page
