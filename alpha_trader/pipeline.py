@@ -46,7 +46,7 @@ from .evidence import Evidence, verdict
 from .fills import cost_rules
 from .research import bars_folder, data_now, load_bars, out_of_sample, universe_note
 from .samples import source_for
-from .sessions import last_completed_session, session_close, session_of
+from .sessions import NEW_YORK, last_completed_session, session_close, session_of
 from .settings import Settings, load_settings
 from .signals import Reason
 from .statistics import Performance, performance
@@ -406,7 +406,8 @@ def close_by_hand(
     clock = broker.clock()
     session = session_of(clock.now)
     if not clock.is_open or session is None:
-        raise InputError(f"the market is closed; account {account} can trade again at {clock.next_open:%Y-%m-%d %H:%M} UTC")
+        opens = clock.next_open.astimezone(NEW_YORK)
+        raise InputError(f"the market is closed; account {account} can trade again at {opens:%Y-%m-%d %H:%M} New York")
     positions = to_sell(broker.positions(), symbols)
     run = begin_run(engine, "close", f"{session} by hand {now:%H%M%S%f}", account, now, *this_process())
     assert isinstance(run, Run)
