@@ -24,8 +24,10 @@ DOORS = {  # function → why it may read the clock on the wall or the environme
     "library": "waiting threads of OpenMP are told to sleep before the library is loaded",
     "utc_now": "the command line's clock",
     "open_workspace": "the clock of a run, or of a person who runs the notebook by hand",
+    "RateLimit": "a default that a test replaces: processes that share a limit share no other clock",
     "desk_at": "a lease is measured by the clock on the wall, also where a replay's stands still",
 }
+NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 CLOCKS = {"datetime.now", "datetime.utcnow", "datetime.today", "date.today", "time.time", "time.time_ns"}
 PICKLES = {"pickle", "cPickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}
 
@@ -43,11 +45,11 @@ def imports_of(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def functions_around(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
-    "Every node with the name of the innermost function it stands in"
+    "Every node with the name of the innermost function or class it stands in"
     def inside(node: ast.AST, name: str) -> Iterator[tuple[ast.AST, str]]:
         for child in ast.iter_child_nodes(node):
             yield child, name
-            yield from inside(child, child.name if isinstance(child, ast.FunctionDef) else name)
+            yield from inside(child, child.name if isinstance(child, NAMED) else name)
 
     yield from inside(tree, "")
 
