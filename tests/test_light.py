@@ -22,6 +22,7 @@ OUTSIDE = {  # a package of somebody else's → the only modules that may import
 DOORS = {  # function → why it may read the clock on the wall or the environment by itself
     "load_settings": "the environment is read once, with the settings",
     "library": "waiting threads of OpenMP are told to sleep before the library is loaded",
+    "by_revision": "a child of another revision gets the few variables that any process needs",
     "utc_now": "the command line's clock",
     "open_workspace": "the clock of a run, or of a person who runs the notebook by hand",
     "RateLimit": "a default that a test replaces: processes that share a limit share no other clock",
