@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['entry_blocks', 'Tape', 'Forecast', 'tape_of', 'known_prices', 'forecast_of', 'known_closes', 'cost_table',
-           'market_of', 'State', 'opening_state', 'Ledger', 'blank_ledger', 'note_entry', 'note_exit', 'book_fill',
+           'market_history', 'State', 'opening_state', 'Ledger', 'blank_ledger', 'note_entry', 'note_exit', 'book_fill',
            'set_levels', 'restate_book', 'open_session', 'equity_of', 'entry_gate', 'decide', 'send_exits',
            'send_entries', 'guard_position', 'guard_bar', 'close_session', 'walk', 'Backtest', 'window', 'History',
            'history_of', 'walk_history', 'run_backtest', 'fills_frame', 'Episode', 'closed_positions', 'split_ratios',
@@ -113,7 +113,7 @@ def tape_of(panel: Panel) -> Tape:
     "The raw side of a panel, as compiled code wants it"
     arrays = (*panel.values, panel.splits, panel.dividends)
     eventful = ((panel.splits != 1.0) | (panel.dividends > 0.0)).any(axis=1)
-    return Tape(*(np.ascontiguousarray(array, dtype=np.float64) for array in arrays), eventful)
+    return Tape._make([*(np.ascontiguousarray(array, dtype=np.float64) for array in arrays), eventful])
 
 # %% ../nbs/10_backtest.ipynb #8005c820
 @kernel
@@ -168,11 +168,11 @@ def cost_table(
     return table
 
 
-def market_of(forecast: Forecast, costs: CostRules) -> Market:
+def market_history(forecast: Forecast, costs: CostRules) -> Market:
     "The forecast as the plan reads it"
     tables = (forecast.price, forecast.block, forecast.predicted, forecast.confidence, forecast.volatility)
-    flat = [table.reshape(-1) for table in tables]
-    return Market(*flat, cost_table(flat[0], costs))
+    cost = cost_table(forecast.price.reshape(-1), costs)
+    return Market._make([*(table.reshape(-1) for table in tables), cost])
 
 # %% ../nbs/10_backtest.ipynb #a433e6a7
 class State(NamedTuple):
@@ -606,8 +606,8 @@ def walk_history(
 ) -> Backtest:
     "One walk through prepared history"
     rules, costs, shape = plan_rules(settings), cost_rules(settings.costs), history.panel.close.shape
-    state, ledger = opening_state(shape[1], capital), blank_ledger(*shape, rules.risk.max_positions)
-    market = market_of(history.forecast, costs)
+    state, ledger = opening_state(shape[1], capital), blank_ledger(shape[0], shape[1], rules.risk.max_positions)
+    market = market_history(history.forecast, costs)
     walk(history.tape, market, history.forecast, rules, costs, first, stop, state, ledger, empty_orders(shape[1]))
     return Backtest(history.panel, first, stop, capital, ledger, is_free(costs))
 

@@ -414,14 +414,13 @@ SECTIONS_OF_A_PLAN = ("features", "label", "signals", "risk", "costs")
 def inputs_of(desk: Desk, decision: Decision) -> str:  # JSON
     "What a decision was made of, as far as it cannot be looked up later"
     panel, settings, funds = before_the_open(desk.tape, desk.session)[0], desk.settings, decision.funds
-    by_symbol = decision.book[:-1]  # the list of holdings follows from the others
     shares = zip(decision.book.quantity, decision.market.price, strict=True)
     held = sum(market_value(quantity, price) for quantity, price in shares if quantity > 0.0)
     said = {
         "gate": int(decision.gate),
         "funds": list(funds),
         "cash": round_cents(funds.equity - funds.other_exposure - held),
-        "book": {symbol: [column[n].item() for column in by_symbol] for n, symbol in enumerate(decision.symbols)},
+        "book": {symbol: [column[n].item() for column in decision.book[:-1]] for n, symbol in enumerate(decision.symbols)},
         "bars": newest_bars(panel),
         "settings": {name: getattr(settings, name).model_dump(mode="json") for name in SECTIONS_OF_A_PLAN},
     }

@@ -34,6 +34,7 @@ from alpha_trader.backtest import (
     known_closes,
     send_entries,
     send_exits,
+    set_levels,
     tape_of,
 )
 from .bars import Panel
@@ -54,7 +55,19 @@ from alpha_trader.fills import (
     split_price,
 )
 from .models import predict_panel
-from .plan import Book, Floats, Funds, Market, Orders, empty_orders, plan, plan_rules, recheck_entries
+from alpha_trader.plan import (
+    Book,
+    Floats,
+    Funds,
+    Market,
+    Orders,
+    empty_orders,
+    holdings,
+    plan,
+    plan_rules,
+    queue_of,
+    recheck_entries,
+)
 from .registry import load_model
 from .research import load_bars
 from .risk import day_loss_breached, risk_rules
@@ -350,15 +363,15 @@ def day_of(
     "Fill orders, and let the bar hit the protective levels"
     row, size, market = world.panel.row(session), len(world.panel.symbols), market_at(world, session)
     rules, costs, book = plan_rules(world.settings), cost_rules(world.settings.costs), morning.book
-    tape = Tape(*(part[row : row + 1] for part in world.tape))
-    sheet = Orders(orders.quantity.copy(), orders.reason.copy(), orders.rank.copy())
-    state = State(
-        book.quantity.copy(), book.average_price.copy(), -book.age, book.halved.copy(), -book.since_stop,
-        market.price.copy(), np.array([morning.cash, morning.funds.spendable]),
-    )  # fmt: skip
+    tape = Tape._make(part[row : row + 1] for part in world.tape)
+    sheet = Orders(orders.quantity.copy(), orders.reason.copy(), orders.rank.copy(), queue_of(orders.rank))
+    copied = holdings(Book._make(part.copy() for part in book))
+    state = State(copied, np.zeros(size), np.zeros(size), np.array([morning.cash, morning.funds.spendable]))
+    for n in np.flatnonzero(copied.quantity > 0.0).tolist():
+        set_levels(n, rules.risk, state)
     ledger = blank_ledger(1, size, size)
     if not send_exits(0, tape, costs, state, ledger, sheet):
-        recheck_entries(market, state.quantity, morning.funds, rules, sheet)
+        recheck_entries(market, state.book.quantity, morning.funds, rules, sheet)
     send_entries(0, tape, rules, costs, state, ledger, sheet)
     if rules.risk.stop_in_bar:
         guard_bar(0, tape, rules, costs, state, ledger)
@@ -471,7 +484,7 @@ def recorded_orders(
         return None
     columns = (rows.loc[list(symbols), name] for name in ("quantity", "code", "rank"))
     quantity, code, rank = (column.to_numpy(kind) for column, kind in zip(columns, (np.float64, np.int64, np.int64), strict=True))
-    return Orders(quantity.copy(), code.copy(), rank.copy())
+    return Orders(quantity.copy(), code.copy(), rank.copy(), queue_of(rank))
 
 
 def different(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Floats', 'Integers', 'Flags', 'NOBODY', 'Market', 'Book', 'Funds', 'PlanRules', 'Orders', 'plan_rules', 'empty_book',
-           'empty_orders', 'holdings', 'held_reason', 'sold_quantity', 'entry_reason', 'Room', 'plan_entries',
-           'plan_exits', 'line_up', 'weakest_holding', 'makes_room', 'admit', 'plan_orders', 'plan', 'take_back',
-           'recheck_entries']
+           'empty_orders', 'holdings', 'queue_of', 'held_reason', 'sold_quantity', 'entry_reason', 'Room',
+           'plan_entries', 'plan_exits', 'line_up', 'weakest_holding', 'makes_room', 'admit', 'plan_orders', 'plan',
+           'take_back', 'recheck_entries']
 
 # %% ../nbs/09a_plan.ipynb #85eccc3a
 from typing import NamedTuple
@@ -116,6 +116,14 @@ def holdings(
     "The book with the list of its positions and orders"
     held = np.flatnonzero((book.quantity > 0.0) | (book.pending > 0.0))
     return book._replace(held=np.append(held, [-1] * (1 + len(book.quantity) - len(held))))
+
+
+def queue_of(
+    rank: Integers,  # [N] as in `Orders`
+) -> Integers:  # [N + 1]
+    "The queue that goes with ranks, for a plan that was written down"
+    entries = np.argsort(rank, kind="stable")[np.sum(rank < 0) :]
+    return np.append(entries, [-1] * (1 + len(rank) - len(entries)))
 
 # %% ../nbs/09a_plan.ipynb #9d1a0c4c
 @step

@@ -35,7 +35,7 @@ from alpha_trader.backtest import (
     Tape,
     blank_ledger,
     history_of,
-    market_of,
+    market_history,
     opening_state,
     walk,
 )
@@ -344,7 +344,7 @@ def walked_sets(
     "Measures and daily returns of some sets of settings"
     sessions, size = history.panel.close.shape
     most = max(settings.risk.max_positions for settings in sets)
-    market = market_of(history.forecast, cost_rules(sets[0].costs))
+    market = market_history(history.forecast, cost_rules(sets[0].costs))
     measures, returns = np.empty((len(sets), len(Measures._fields))), np.empty((len(sets), stop - first))
     walk_sets(
         np.array([rule_row(settings) for settings in sets]), history.tape, market, history.forecast, first, stop,

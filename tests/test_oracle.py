@@ -24,7 +24,7 @@ from alpha_trader.backtest import (
     Ledger,
     blank_ledger,
     forecast_of,
-    market_of,
+    market_history,
     opening_state,
     run_backtest,
     tape_of,
@@ -235,7 +235,7 @@ def walked(world: World, first: int, stop: int, capital: float) -> Ledger:
     forecast = forecast._replace(volatility=np.ascontiguousarray(world.volatility))
     state, ledger = opening_state(count, capital), blank_ledger(sessions, count, rules.risk.max_positions)
     costs, orders = cost_rules(chosen.costs), empty_orders(count)
-    walk(tape_of(panel), market_of(forecast, costs), forecast, rules, costs, first, stop, state, ledger, orders)
+    walk(tape_of(panel), market_history(forecast, costs), forecast, rules, costs, first, stop, state, ledger, orders)
     return ledger
 
 
