@@ -323,4 +323,4 @@ def test_notebook(lab: Settings) -> None:
     assert result.status == "succeeded"
     page = result.report_html.read_text()
     assert "WITHOUT COSTS" in page
-    assert "max_drawdown" in page
+    assert "max drawdown" in page and "plotly" in page
