@@ -9,6 +9,7 @@ __all__ = ['COMMANDS', 'app', 'WRONG_INPUT', 'main']
 import sys
 
 import typer
+from typer.exceptions import TyperException
 
 from . import daily, studies
 from .domain import AlphaTraderError, DataError, InputError, RunError
@@ -34,10 +35,17 @@ WRONG_INPUT = (InputError, SettingsError, DataError, RunError)
 def main() -> None:
     "The command `alpha-trader`"
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except TyperException as error:  # an unknown word, option or number
+        words = getattr(error, "format_message", None)
+        line = " ".join(str(words() if words else error).split()).rstrip(".")
+        if not line:  # no word at all: the help was shown
+            sys.exit(0)
+        typer.echo(f"alpha-trader: {line}; see alpha-trader --help", err=True)
+        sys.exit(2)
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("alpha-trader: interrupted; run it again to go on", err=True)
+        sys.exit(130)
     except AlphaTraderError as error:
         typer.echo(f"alpha-trader: {error}", err=True)
         sys.exit(2 if isinstance(error, WRONG_INPUT) else 1)
-    except KeyboardInterrupt:
-        typer.echo("alpha-trader: interrupted; run it again to go on", err=True)
-        sys.exit(130)

@@ -137,7 +137,8 @@ def start(
     facts = {} if failed else summary_of(settings, engine, workspace.account)
     upcoming, reports = next_slot(settings, utc_now()), reports_of(works, results)
     if json_:
-        typer.echo(to_json({"status": "failed" if failed else "success", **facts, "reports": reports, "next_slot": upcoming}))
+        end = {"status": "failed", "error": results[-1].error} if failed else {"status": "success"}
+        typer.echo(to_json({**end, **facts, "reports": reports, "next_slot": upcoming}))
     for line in closing_lines(facts, upcoming, reports):
         say(line)
     if failed:
@@ -213,18 +214,23 @@ def status(json_: Json = False) -> None:
     show_facts(facts | {"next_slot": next_slot(workspace.settings, utc_now())}, json_)
 
 # %% ../nbs/19a_daily.ipynb #cd2e81aa
-def halt(reason: Annotated[str, typer.Argument(help="Why, for whoever finds it.")]) -> None:
+def halt(
+    reason: Annotated[str, typer.Argument(help="Why, for whoever finds it.")],
+    json_: Json = False,
+) -> None:
     "Stop all entries until `resume`; exits go on."
     workspace = Workspace()
     halt_account(workspace.engine, workspace.account, reason, utc_now())
-    typer.echo(f"account {workspace.account} is halted: {reason}")
+    facts = {"account": workspace.account, "halted": reason}
+    typer.echo(to_json(facts) if json_ else f"account {workspace.account} is halted: {reason}")
 
 # %% ../nbs/19a_daily.ipynb #f89777b1
-def resume() -> None:
+def resume(json_: Json = False) -> None:
     "Allow entries again."
     workspace = Workspace()
     lifted = resume_account(workspace.engine, workspace.account, utc_now(), "the command line")
-    typer.echo(f"account {workspace.account} {'trades again' if lifted else 'was not halted'}")
+    said = f"account {workspace.account} {'trades again' if lifted else 'was not halted'}"
+    typer.echo(to_json({"account": workspace.account, "halted": None, "was_halted": lifted}) if json_ else said)
 
 # %% ../nbs/19a_daily.ipynb #20d3e047
 def close(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEASE', 'account_in_use', 'use_fresh', 'last_traded', 'sessions_to_trade', 'next_decision', 'session_named',
-           'checked_session', 'open_broker', 'copied', 'Place', 'rehearsal', 'workplace', 'champion', 'serving',
-           'champion_expires', 'desk_at', 'open_desk']
+           'checked_session', 'check_has_bars', 'open_broker', 'copied', 'Place', 'rehearsal', 'workplace', 'champion',
+           'serving', 'champion_expires', 'desk_at', 'open_desk']
 
 # %% ../nbs/12e_desk.ipynb #ea0063ca
 import sqlite3
@@ -117,6 +117,16 @@ def checked_session(
     if last is not None and session < last:
         raise InputError(f"session: {session} lies before {last}, the last one that account {account} has decided")
     return session
+
+# %% ../nbs/12e_desk.ipynb #3d0ee4f2
+def check_has_bars(
+    settings: Settings,
+    session: date,
+    newest: date,  # newest session of the bars
+) -> None:
+    "Refuse to trade a session of a replay that the bars do not reach"
+    if settings.data.clock == "data" and session > newest:
+        raise InputError(f"session: {session} lies beyond {newest}, where the bars end; allowed: up to {newest}")
 
 # %% ../nbs/12e_desk.ipynb #ea0e79ef
 def open_broker(
@@ -241,6 +251,8 @@ def open_desk(
         day = checked_session(place.engine, name, session)
     else:
         day = next_decision(settings, place.engine, name, load_bars(settings))
+    if run:
+        check_has_bars(settings, day, load_bars(settings).sessions[-1].item())
     moment = session_open(day)
     clock = (lambda: moment) if settings.data.clock == "data" or not run else run.now
     return desk_at(settings, place, name, day, moment, run.run_id if run else None, clock)

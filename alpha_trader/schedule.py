@@ -16,7 +16,7 @@ from datetime import date, datetime
 import numpy as np
 from sqlalchemy import Engine
 
-from .desk import account_in_use, last_traded, next_decision, sessions_to_trade
+from .desk import account_in_use, check_has_bars, checked_session, last_traded, next_decision, sessions_to_trade
 from .domain import InputError
 from .research import load_bars
 from .samples import source_for
@@ -180,4 +180,6 @@ def work_by_hand(
         return Due(notebook, f"{given.get('session') or f'{now:%Y-%m-%d}'} by hand {now:%H%M%S%f}", "", dict(given))
     account = given.get("account") or account_in_use(settings, engine)
     session = given.get("session") or str(next_account_session(settings, engine, notebook, account))
+    if notebook == "trade":
+        check_has_bars(settings, checked_session(engine, account, session), source_for(settings).last_session())
     return Due(notebook, f"{session} {kind}", account, {**given, "session": session, "account": account})
