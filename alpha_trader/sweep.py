@@ -138,7 +138,7 @@ def changed_section(
         except SettingsError as error:
             raise InputError(f"sweep: {str(error).removeprefix('override ')}") from None
 
-
+# %% ../nbs/10c_sweep.ipynb #e08bcad2
 def point_settings(
     settings: Settings,
     point: dict[str, Any],  # section.key → value
@@ -167,7 +167,7 @@ def checked_grid(
                     known[f"{name}.{key}"].append(getattr(section, key))
     return Grid(paths, tuple(tuple(known[path]) for path in paths))
 
-
+# %% ../nbs/10c_sweep.ipynb #c26ac9ec
 def parse_grid(
     text: str,  # ranges, separated by white space
     settings: Settings,
@@ -191,7 +191,7 @@ def rule_row(settings: Settings) -> list[float]:
     rules = plan_rules(settings)
     return [float(value) for value in (*rules.signals, *rules.risk, rules.horizon, *cost_rules(settings.costs))]
 
-
+# %% ../nbs/10c_sweep.ipynb #efb6e359
 @step
 def rules_in(
     row: Floats,  # as `rule_row` makes it
@@ -219,7 +219,7 @@ class Measures(NamedTuple):
     closed_positions: float
     win_rate: float  # of closed positions; NaN when there are none
 
-
+# %% ../nbs/10c_sweep.ipynb #dcc7bbb4
 @step
 def position_counts(
     ledger: Ledger,
@@ -288,7 +288,7 @@ def reset(
         book.held[n] = -1
     state.money[0], state.money[1] = capital, capital
 
-
+# %% ../nbs/10c_sweep.ipynb #0e5597aa
 @step
 def price_costs(
     market: Market,  # its costs are written
@@ -333,7 +333,7 @@ def walk_sets(
         measures[s, 7], measures[s, 8] = ledger.used[0], closed
         measures[s, 9] = won / closed if closed > 0.0 else math.nan
 
-
+# %% ../nbs/10c_sweep.ipynb #5454dc63
 def walked_sets(
     history: History,
     sets: Sequence[Settings],
@@ -386,7 +386,7 @@ class SweepResult:
             matrix[:, column] = parts[chunk][number % CHUNK]
         return matrix
 
-
+# %% ../nbs/10c_sweep.ipynb #b6c0aa0a
 def part_path(folder: Path, chunk: int) -> Path:
     "Where the measures of a chunk are kept"
     return folder / f"part-{chunk:06d}.parquet"
@@ -414,7 +414,7 @@ def keep_part(
         os.replace(unfinished, path.with_suffix(".npy"))
     write_atomically(path, pa.table({name: measures[:, m] for m, name in enumerate(Measures._fields)}))
 
-
+# %% ../nbs/10c_sweep.ipynb #1eea0640
 def kept_part(
     folder: Path,
     chunk: int,
@@ -446,7 +446,7 @@ def sweep_key(
         digest.update(np.ascontiguousarray(predicted).tobytes() + np.ascontiguousarray(confidence).tobytes())
     return digest.hexdigest()
 
-
+# %% ../nbs/10c_sweep.ipynb #713c2253
 def check_prices(
     panel: Panel,
 ) -> None:
@@ -463,18 +463,18 @@ def check_prices(
 # %% ../nbs/10c_sweep.ipynb #452718c5
 Predictor = Callable[[Settings], tuple[Floats, Floats]]  # predicted and confidence, each [T, N]
 
-
+# %% ../nbs/10c_sweep.ipynb #033d643e
 def trained_points(grid: Grid) -> int:  # 1 when nothing is trained again
     "How many combinations of settings need predictions of their own"
     return math.prod(len(v) for p, v in zip(grid.paths, grid.values, strict=True) if p.partition(".")[0] in TRAINED)
 
-
+# %% ../nbs/10c_sweep.ipynb #5a108808
 def chunks_of(grid: Grid) -> Iterator[tuple[int, int, int]]:  # number, first set, set after the last
     "The parts of a sweep"
     for number, start in enumerate(range(0, grid.size, CHUNK)):
         yield number, start, min(start + CHUNK, grid.size)
 
-
+# %% ../nbs/10c_sweep.ipynb #58123708
 def walk_chunk(
     histories: Sequence[History],  # one for each trained point
     grid: Grid,
@@ -504,7 +504,7 @@ def sweep_table(
     swept = {path: np.array(values)[place] for path, values, place in zip(grid.paths, grid.values, places, strict=True)}
     return pd.DataFrame(swept | {name: measures[:, m] for m, name in enumerate(Measures._fields)}).rename_axis("set")
 
-
+# %% ../nbs/10c_sweep.ipynb #57eff381
 def run_sweep(
     panel: Panel,
     grid: Grid,
@@ -549,7 +549,7 @@ def run_sweep(
             pool.shutdown(wait=True, cancel_futures=True)
     return SweepResult(grid, sweep_table(grid, measures), rows[1] - rows[0], home, costless)
 
-
+# %% ../nbs/10c_sweep.ipynb #bef0e55c
 def best(
     result: SweepResult,
     n: int = 10,  # rows
