@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['CHOSEN', 'Look', 'look_at', 'fingerprint', 'rules_hash', 'count_trials', 'trials_counted', 'same_bars', 'shuffled',
            'permuted', 'pipeline_verdict', 'Noise', 'noise_like', 'with_trees', 'Placebo', 'placebo', 'count_placebo',
-           'placebo_rate', 'evidence_for', 'EvidenceReport', 'evidence_report']
+           'placebo_rate', 'evidence_for', 'EvidenceReport', 'evidence_report', 'counted_study']
 
 # %% ../nbs/13a_trials.ipynb #d9f18284
 import enum
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any, NamedTuple
 
@@ -318,3 +318,16 @@ def evidence_report(
     return EvidenceReport(
         study, tuple(found), evidence_for(engine, study.result, study.holding, settings, now, run_id=run_id)
     )
+
+# %% ../nbs/13a_trials.ipynb #d15c9111
+def counted_study(
+    study: Study,
+    settings: Settings,
+    engine: Engine,
+    now: datetime,
+    asked: Any = None,  # what was chosen beside the settings, such as the newest sessions wanted
+) -> Study:
+    "The study with the verdict of the ledger"
+    run = current_run()
+    run_id = run.run_id if run else None
+    return replace(study, verdict=evidence_for(engine, study.result, study.holding, settings, now, asked, run_id))
