@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FEATURES', 'NEEDED', 'PanelFunction', 'REGISTERED', 'take_bar', 'blank', 'show', 'next_row', 'walk', 'has_gaps',
            'closed_up', 'spread_out', 'walk_with_gaps', 'blocks', 'has_events', 'adjusted_values', 'shipped_features',
-           'indicators', 'FeatureSet', 'feature', 'expand', 'own_feature', 'features', 'FeatureState', 'volatility']
+           'indicators', 'FeatureSet', 'feature', 'expand', 'own_feature', 'features', 'FeatureState', 'newest_spread',
+           'rolling_spread', 'volatility']
 
 # %% ../nbs/05_features.ipynb #5e367617
 import os
@@ -336,17 +337,46 @@ class FeatureState:
         return out
 
 # %% ../nbs/05_features.ipynb #e46032ac
+@kernel
+def newest_spread(
+    ring: np.ndarray,  # float64[W] the newest returns of a symbol, the oldest overwritten first
+    count: int,  # returns so far
+) -> float:  # NaN: fewer than W
+    "Standard deviation of the newest returns, summed from the oldest to the newest"
+    window, total, squares = ring.size, 0.0, 0.0
+    if count < window:
+        return np.nan
+    for n in range(window):
+        total += ring[(count + n) % window]
+    for n in range(window):
+        squares += (ring[(count + n) % window] - total / window) ** 2
+    return (squares / (window - 1)) ** 0.5
+
+
+@kernel
+def rolling_spread(
+    close: np.ndarray,  # float64[T, N] adjusted, USD; NaN: no bar
+    window: int,
+    out: np.ndarray,  # float64[T, N] written
+) -> None:
+    "The spread of each symbol's newest returns after each of its bars"
+    for n in range(close.shape[1]):
+        ring, last, count = np.empty(window), np.nan, -1
+        for t in range(close.shape[0]):
+            out[t, n] = np.nan
+            if not np.isnan(close[t, n]):
+                if count >= 0:
+                    ring[count % window] = close[t, n] / last - 1.0
+                last, count = close[t, n], count + 1
+                out[t, n] = newest_spread(ring, count)
+
+
 def volatility(
     panel: Panel,
     window: int = 20,  # returns, at least 2
 ) -> np.ndarray:  # float64[T, N], a fraction per bar; NaN: no bar, or fewer than `window` returns
     "Standard deviation of the newest daily returns of each symbol"
-    close: np.ndarray = adjusted(panel)[3]
-    out: np.ndarray = np.full(close.shape, np.nan)
-    for column in range(len(panel.symbols)):
-        (rows,) = np.nonzero(~np.isnan(close[:, column]))
-        returns: np.ndarray = close[rows[1:], column] / close[rows[:-1], column] - 1
-        if len(returns) >= window:
-            windows: np.ndarray = np.lib.stride_tricks.sliding_window_view(returns, window)
-            out[rows[window:], column] = windows.std(axis=1, ddof=1)
+    close = np.ascontiguousarray(adjusted(panel)[3])
+    out = np.empty(close.shape)
+    rolling_spread(close, window, out)
     return out
