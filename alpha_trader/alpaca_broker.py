@@ -43,7 +43,7 @@ from alpha_trader.domain import (
     RejectReason,
     Side,
 )
-from .sessions import NEW_YORK, session_of
+from .sessions import session_of
 from .transport import Budget, Guard, guarded, reset_pause, translated
 
 # %% ../nbs/11a_alpaca_broker.ipynb #f4733feb

@@ -27,7 +27,7 @@ from . import __version__
 from .bars import Panel
 from .domain import ModelError
 from .features import FeatureSet
-from .models import KINDS, Ensemble, Member, complete_rows, feature_gain, findings, library
+from .models import KINDS, Ensemble, Member, Parameters, complete_rows, feature_gain, findings, library
 from .sessions import sessions_apart
 from .settings import FeatureSettings, LabelSettings, ModelSettings
 
@@ -120,6 +120,7 @@ def card_for(
     scores: Mapping[str, Mapping[str, float | None]],  # by part: "in_sample", "out_of_sample"
     created_at: datetime,  # aware
     created_for: str = "",
+    parameters: Parameters | None = None,  # that stood above the kinds' own
 ) -> ModelCard:  # not yet saved: no id, no files
     "Describe a fitted ensemble"
     usable = complete_rows(features, labels)[:train_stop]
@@ -129,7 +130,7 @@ def card_for(
     return ModelCard(
         source=panel.source, feed=panel.feed, universe=panel.symbols, data_hash=panel.hash,
         features=ensemble.features, feature=feature, label=label, model=model,
-        parameters={kind: KINDS[kind].parameters for kind in kinds},
+        parameters={kind: {**KINDS[kind].parameters, **(parameters or {}).get(kind, {})} for kind in kinds},
         members=tuple(member.name for member in ensemble.members),
         trained_from=sessions[rows[0]].item(), trained_to=sessions[rows[-1]].item(), rows=int(usable.sum()),
         as_of=sessions[-1].item(), gain=feature_gain(ensemble), scores={part: dict(found) for part, found in scores.items()},
@@ -154,7 +155,7 @@ def digest(
     return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
 
 
-NO_RECIPE = {"strategy", "threads", "expires_after"}  # settings that change no forecast
+NO_RECIPE = {"strategy", "threads", "expires_after", "recipe"}  # settings that change no forecast by themselves
 
 
 def recipe_id(card: ModelCard) -> str:  # 12 hexadecimal digits

@@ -27,6 +27,7 @@ from .models import walk_forward_predict
 from .samples import source_for
 from .sessions import last_completed_session, next_session, previous_session, session_close, sessions_apart
 from .settings import Settings
+from .tuning import tuned_parameters
 
 # %% ../nbs/12b_research.ipynb #92f58c4a
 def bars_folder(settings: Settings, source: BarSource) -> Path:
@@ -182,8 +183,9 @@ def out_of_sample(
         raise DataError(f"walk forward: {have} sessions of bars, needed: more than [model] min_train = {need}")
     study = lesson(panel, settings)
     members = walk_forward_predict(
-        study.features, study.label, panel.sessions, settings.label, settings.model, progress=progress
-    )
+        study.features, study.label, panel.sessions, settings.label, settings.model, progress,
+        tuned_parameters(settings.models_dir, settings.model.recipe),
+    )  # fmt: skip
     short: NDArray[np.float32] = members.astype(np.float32)
     if path:
         keep(path, short)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Share', 'Loss', 'Rate', 'Positive', 'Count', 'CountFromZero', 'Symbol', 'SPLIT', 'EACH_ONCE', 'SYMBOLS', 'NAMES',
            'SEEDS', 'Symbols', 'Names', 'Seeds', 'Windows', 'Folder', 'WATCHLIST', 'OwnStop', 'OwnTarget',
-           'REFIT_SESSIONS', 'DATABASES', 'SECTIONS', 'PREFIX', 'SECRET_NAMES', 'PROCESS_ONLY', 'AlphaTraderError',
-           'SettingsError', 'split_list', 'refused', 'each_once', 'upper', 'blank_is_none', 'Section', 'DataSettings',
-           'FeatureSettings', 'LabelSettings', 'ModelSettings', 'SignalSettings', 'RiskSettings', 'CostSettings',
-           'BrokerSettings', 'BacktestSettings', 'RunSettings', 'check_url', 'StoreSettings', 'LogSettings', 'Secrets',
-           'Places', 'LayeredSettings', 'Settings', 'database_url', 'interval', 'allowed', 'as_text', 'shown',
-           'closest', 'Layer', 'ini_parser', 'ini_problem', 'ini_layer', 'environment_layer', 'dotenv_variables',
-           'objection', 'LayerSource', 'problem', 'settled', 'find_root', 'load_settings', 'override', 'SettingRow',
-           'settings_table']
+           'REFIT_SESSIONS', 'DATABASES', 'SHARED', 'SECTIONS', 'PREFIX', 'SECRET_NAMES', 'PROCESS_ONLY',
+           'AlphaTraderError', 'SettingsError', 'split_list', 'refused', 'each_once', 'upper', 'blank_is_none',
+           'Section', 'DataSettings', 'FeatureSettings', 'LabelSettings', 'ModelSettings', 'SignalSettings',
+           'RiskSettings', 'CostSettings', 'BrokerSettings', 'BacktestSettings', 'RunSettings', 'check_url',
+           'StoreSettings', 'check_shared', 'TuneSettings', 'LogSettings', 'Secrets', 'Places', 'LayeredSettings',
+           'Settings', 'database_url', 'interval', 'allowed', 'as_text', 'shown', 'closest', 'Layer', 'ini_parser',
+           'ini_problem', 'ini_layer', 'environment_layer', 'dotenv_variables', 'objection', 'LayerSource', 'problem',
+           'settled', 'find_root', 'load_settings', 'override', 'SettingRow', 'settings_table']
 
 # %% ../nbs/00_settings.ipynb #7b22c4c9
 import configparser
@@ -193,6 +193,7 @@ class ModelSettings(Section):
     embargo: CountFromZero = 2  # sessions left out between training and test
     expires_after: Count = 262  # sessions since the last fit
     threads: CountFromZero = 0  # 0 = one for each core
+    recipe: Annotated[str, Field(pattern=r"^([0-9a-f]{12})?$", description="12 hexadecimal digits as `alpha-trader tune` names them, or nothing")] = ""
 
     @model_validator(mode="after")
     def _outlives_its_refit(self) -> Self:
@@ -302,6 +303,26 @@ class StoreSettings(Section):
 
     url: Annotated[str, AfterValidator(check_url), Field(description=DATABASES)] = ""  # empty = data/alpha_trader.db
 
+# %% ../nbs/00_settings.ipynb #b61d405c
+SHARED = "nothing or postgresql+psycopg://user@host/name"
+
+
+def check_shared(url: str) -> str:  # the same
+    "Accept nothing or PostgreSQL, and never a password"
+    if url and not url.startswith("postgresql"):
+        raise refused(SHARED)
+    return check_url(url)
+
+
+class TuneSettings(Section):
+    "How parameters are searched (A-12)"
+
+    trials: Count = 100  # of each kind of member
+    hours: Annotated[float, Field(ge=0)] = 1.0  # altogether; 0 = no limit
+    untouched: Annotated[float, Field(gt=0, lt=1)] = 0.2  # newest part of history that no trial sees
+    seed: CountFromZero = 42
+    storage: Annotated[str, AfterValidator(check_shared), Field(description=SHARED)] = ""  # empty = data/studies/<name>.log
+
 # %% ../nbs/00_settings.ipynb #03c247f1
 class LogSettings(Section):
     "How much is logged and how much of it is kept"
@@ -396,6 +417,7 @@ class Settings(LayeredSettings):
     broker: BrokerSettings = BrokerSettings()
     backtest: BacktestSettings = BacktestSettings()
     run: RunSettings = RunSettings()
+    tune: TuneSettings = TuneSettings()
     store: StoreSettings = StoreSettings()
     logs: LogSettings = LogSettings()
     secrets: Secrets = Field(default=Secrets(), exclude=True)
@@ -409,6 +431,11 @@ class Settings(LayeredSettings):
     def store_url(self) -> str:
         "The database, ready to be opened"
         return database_url(self.root, self.store.url, self.secrets.database_password)
+
+    @property
+    def studies_url(self) -> str:
+        "The database that searches share, ready to be opened; empty = files"
+        return self.tune.storage and database_url(self.root, self.tune.storage, self.secrets.database_password)
 
     @property
     def question(self) -> LabelSettings:

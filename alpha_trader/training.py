@@ -25,6 +25,7 @@ from .research import lesson, load_bars, out_of_sample
 from .settings import Settings
 from .splits import fold_table, trainable_rows, walk_forward
 from .store import ModelRow, champion_of, promote, register_model
+from .tuning import tuned_parameters
 
 # %% ../nbs/12f_training.ipynb #5ca6638c
 def folds_of(settings: Settings) -> pd.DataFrame:  # one row a refit
@@ -56,10 +57,11 @@ def fit_before(
     panel, _ = before_the_open(whole, session)
     past, label = lesson(panel, settings), settings.label
     stop = trainable_rows(len(panel.index), label.horizon, settings.model.embargo)
-    ensemble = fit_panel(past.features, past.label, stop, label, settings.model)
+    tuned = tuned_parameters(settings.models_dir, settings.model.recipe)
+    ensemble = fit_panel(past.features, past.label, stop, label, settings.model, parameters=tuned)
     card = card_for(
         ensemble, panel, past.features, past.label, stop, settings.features, label, settings.model,
-        {"out_of_sample": measured}, now, f"trading from {session}",
+        {"out_of_sample": measured}, now, f"trading from {session}", tuned,
     )  # fmt: skip
     return load_model(settings.models_dir, save_model(ensemble, settings.models_dir, card))[1]
 
