@@ -20,10 +20,12 @@ def progress_bar(
     title: str,  # what is being done
     stream: TextIO | None = None,  # None = the process's own standard error
     force: bool | None = None,  # True draws even where there is no terminal
-) -> Iterator[Callable[..., None]]:  # call it with (done, total), further arguments are ignored
+) -> Iterator[Callable[..., None]]:  # call it with (done, total) and what else is to be seen
     "A bar for as long as the block runs"
     console = Console(file=stream or sys.__stderr__, force_terminal=force)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(title, total=None)
-        yield lambda done, total, *rest: bars.update(task, completed=done, total=total)
+        yield lambda done, total, *rest: bars.update(
+            task, completed=done, total=total, description=" ".join((title, *map(str, rest)))
+        )
