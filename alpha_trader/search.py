@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ASKED', 'study_name', 'sharpe_of', 'count_study', 'Search', 'wall', 'wanted_members', 'until_when', 'study_for',
-           'searched', 'tune', 'result_of']
+           'searched', 'told_on', 'tune', 'result_of']
 
-# %% ../nbs/13e_search.ipynb #bece3158
+# %% ../nbs/13e_search.ipynb #b0c04329
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ from alpha_trader.tuning import (
     tuned_member,
 )
 
-# %% ../nbs/13e_search.ipynb #a87ca1b3
+# %% ../nbs/13e_search.ipynb #58a31d71
 ASKED = ("pooled", "uniqueness", "feature_share", "windows", "seeds", "max_rows", "refit", "min_train", "embargo")
 
 
@@ -66,7 +66,7 @@ def study_name(
     found = [panel.hash, asked, space_of(kind), KINDS[kind].parameters, settings.tune.seed, __version__]
     return f"{kind}-{digest(found)}"
 
-# %% ../nbs/13e_search.ipynb #45bfc478
+# %% ../nbs/13e_search.ipynb #30696e70
 def sharpe_of(
     forecast: np.ndarray,  # float64[T, N] return over the horizon; NaN = not asked
     panel: Panel,
@@ -80,7 +80,7 @@ def sharpe_of(
     own, other = (daily_returns(curve, result.capital) for curve in (result.equity, holding))
     return float(excess_sharpes(own[:, None], other)[0])
 
-# %% ../nbs/13e_search.ipynb #63fa9946
+# %% ../nbs/13e_search.ipynb #6ae1fae6
 def count_study(
     engine: Engine,
     study: Any,  # optuna.Study
@@ -97,7 +97,7 @@ def count_study(
     asked = {"study": name, "before": before}
     return len(sharpes) if count_trials(engine, TrialKind.TUNE, look, settings, sharpes, now, asked, run_id=run_id) else 0
 
-# %% ../nbs/13e_search.ipynb #286f67c4
+# %% ../nbs/13e_search.ipynb #f198b6c1
 @dataclass(frozen=True)
 class Search:
     "What a search has found"
@@ -134,7 +134,7 @@ class Search:
         ]
         return pd.DataFrame(rows, columns=["member", "parameter", "found", "shipped"])
 
-# %% ../nbs/13e_search.ipynb #7ab12878
+# %% ../nbs/13e_search.ipynb #b7c9eb42
 def wall() -> datetime:
     "The clock by which processes of one study know each other alive; the only place that reads it for a search"
     return datetime.now(UTC)
@@ -154,7 +154,7 @@ def until_when(hours: float, clock: Callable[[], datetime]) -> datetime | None:
         raise InputError(f"tune: {hours} hours were asked for, allowed: 0 (no limit) or more")
     return clock() + timedelta(hours=hours) if hours else None
 
-# %% ../nbs/13e_search.ipynb #cf44956e
+# %% ../nbs/13e_search.ipynb #1de3722b
 def study_for(
     kind: str,
     panel: Panel,
@@ -186,7 +186,19 @@ def searched(
     )  # fmt: skip
     search(study, wanted, attempt, clock, time.sleep, until, told)
 
-# %% ../nbs/13e_search.ipynb #ec5db156
+# %% ../nbs/13e_search.ipynb #d9854f92
+def told_on(
+    progress: Callable[[int, int, str], None],
+    turn: int,  # studies that are done
+    studies: int,
+    done: int,  # trials of this one
+    total: int,  # of each
+    best: str,
+) -> None:
+    "Progress of one study as part of all"
+    progress(turn * total + done, studies * total, best)
+
+# %% ../nbs/13e_search.ipynb #00ac970f
 def tune(
     settings: Settings,
     engine: Engine,
@@ -209,7 +221,7 @@ def tune(
     found = {}
     for turn, kind in enumerate(kinds):
         found[kind] = study_for(kind, panel, settings)
-        tell = progress and (lambda done, total, best, turn=turn: progress(turn * total + done, len(kinds) * total, best))
+        tell = partial(told_on, progress, turn, len(kinds)) if progress else None
         try:
             searched(found[kind], kind, folds[kind], panel, settings, wanted, until, clock, tell)
         finally:
@@ -217,7 +229,7 @@ def tune(
             count_study(engine, found[kind], look, settings, clock(), run.run_id if run else None)
     return result_of(found, panel, whole, settings)
 
-# %% ../nbs/13e_search.ipynb #dd4e5a2f
+# %% ../nbs/13e_search.ipynb #8decdc78
 def result_of(
     studies: dict[str, Any],  # optuna.Study by kind
     panel: Panel,  # that the search saw

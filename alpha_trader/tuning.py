@@ -10,7 +10,7 @@ __all__ = ['BOOSTED', 'SPACES', 'LOCK', 'STALE', 'Range', 'space_of', 'suggest',
            'TunedMember', 'Tuned', 'named', 'tuned_member', 'recipe_path', 'save_tuned', 'read_tuned',
            'tuned_parameters']
 
-# %% ../nbs/07g_tuning.ipynb #c0424ff7
+# %% ../nbs/07g_tuning.ipynb #0da1ec41
 import importlib
 import json
 import math
@@ -55,7 +55,7 @@ from .settings import LabelSettings, ModelSettings
 from .splits import Fold
 from .store import process_alive, this_process
 
-# %% ../nbs/07g_tuning.ipynb #11b45406
+# %% ../nbs/07g_tuning.ipynb #c6416944
 class Range(NamedTuple):
     "Values that a parameter may take, both ends included"
 
@@ -89,7 +89,7 @@ SPACES: dict[str, dict[str, Range]] = {
     },
 }
 
-# %% ../nbs/07g_tuning.ipynb #7b77898b
+# %% ../nbs/07g_tuning.ipynb #75bb8571
 def space_of(kind: str) -> dict[str, Range]:
     "Where to look for a kind's parameters"
     if kind not in SPACES or kind not in KINDS:
@@ -109,7 +109,7 @@ def suggest(
         for name, bounds in space.items()
     }
 
-# %% ../nbs/07g_tuning.ipynb #4900281e
+# %% ../nbs/07g_tuning.ipynb #5c895d0b
 def shipped_point(kind: str) -> dict[str, Any]:  # by parameter
     "The shipped parameters, inside the ranges"
     own = KINDS[kind].parameters
@@ -117,7 +117,7 @@ def shipped_point(kind: str) -> dict[str, Any]:  # by parameter
         name: min(max(own.get(name, bounds.usual), bounds.low), bounds.high) for name, bounds in space_of(kind).items()
     }
 
-# %% ../nbs/07g_tuning.ipynb #7da2558b
+# %% ../nbs/07g_tuning.ipynb #a34c4722
 def seen_by_tuning(
     panel: Panel,
     untouched: float,  # newest share that no trial sees, 0.2 is 20 %
@@ -128,7 +128,7 @@ def seen_by_tuning(
         raise DataError(f"tune: nothing is left of {len(panel.index)} sessions when the newest {untouched:.0%} are untouched")
     return panel.cut(slice(0, rows), range(len(panel.symbols)))
 
-# %% ../nbs/07g_tuning.ipynb #f1ee0b9b
+# %% ../nbs/07g_tuning.ipynb #d9f835df
 @dataclass(frozen=True, eq=False)
 class Exam:
     "What is learned before a fold's gap, and the questions after it"
@@ -156,7 +156,7 @@ def exam(
     asked = np.isfinite(features.values[test]).all(axis=2)
     return Exam(rows, asked, features.values[test][asked], answers[asked], fold.test_start, columns)
 
-# %% ../nbs/07g_tuning.ipynb #26c915da
+# %% ../nbs/07g_tuning.ipynb #3fa4b091
 def exams(
     features: FeatureSet,  # values float32[T, N, F] of sessions a search may see
     labels: np.ndarray,  # float64[T, N]
@@ -182,7 +182,7 @@ def exams(
         raise DataError(f"tune: none of {len(folds)} folds has rows to learn from and labels to be asked about")
     return written
 
-# %% ../nbs/07g_tuning.ipynb #ae7ff85a
+# %% ../nbs/07g_tuning.ipynb #3cef6ff4
 class Answer(NamedTuple):
     "What a model said in an exam"
 
@@ -208,14 +208,14 @@ def skill(answers: Sequence[Answer]) -> float:
     idle = sum(answer.idle for answer in answers)
     return 1.0 - sum(answer.wrong for answer in answers) / idle if idle > 0 else 0.0
 
-# %% ../nbs/07g_tuning.ipynb #ab6c0db6
+# %% ../nbs/07g_tuning.ipynb #33831a2a
 def optuna() -> ModuleType:
     "Optuna, imported late and told to be quiet"
     module = importlib.import_module("optuna")
     module.logging.set_verbosity(module.logging.WARNING)
     return module
 
-# %% ../nbs/07g_tuning.ipynb #6a81ff67
+# %% ../nbs/07g_tuning.ipynb #b1b3f2ca
 def mend(
     path: Path,  # of a journal
 ) -> None:
@@ -241,7 +241,7 @@ def journal_storage(path: Path) -> Any:  # optuna.storages.JournalStorage
     except OSError as error:
         raise InputError(f"tune: the study {path.name} cannot be written to {path.parent.name}/: {error.strerror}") from error
 
-# %% ../nbs/07g_tuning.ipynb #89cf1b55
+# %% ../nbs/07g_tuning.ipynb #c0fc0225
 LOCK = 7_112_013  # any number that nobody else locks
 
 
@@ -264,7 +264,7 @@ def shared_storage(
         reason, place = str(error).strip().split("\n")[0], make_url(url).render_as_string(hide_password=True)
         raise InputError(f"[tune] storage: {place} cannot be used: {reason}") from error
 
-# %% ../nbs/07g_tuning.ipynb #351858e8
+# %% ../nbs/07g_tuning.ipynb #802f57b7
 def open_study(
     name: str,
     folder: Path,  # of journals
@@ -278,7 +278,7 @@ def open_study(
         study_name=name, storage=storage, pruner=pruner, direction="maximize", load_if_exists=True
     )
 
-# %% ../nbs/07g_tuning.ipynb #a22bcc7a
+# %% ../nbs/07g_tuning.ipynb #4c71ac1f
 def standing(study: Any) -> list[Any]:  # optuna.trial.FrozenTrial
     "The trials that count, oldest first"
     state = optuna().trial.TrialState
@@ -295,15 +295,16 @@ def place_of(study: Any, number: int) -> int:
     "How many trials that count came before"
     return sum(trial.number < number for trial in standing(study))
 
-# %% ../nbs/07g_tuning.ipynb #4e061a96
+# %% ../nbs/07g_tuning.ipynb #f16a7ea2
 def seeded_sampler(
     seed: int,
     first: Mapping[str, Any],  # parameters of the very first trial
 ) -> Any:  # optuna.samplers.BaseSampler
     "Tree-structured Parzen estimator that starts afresh for each place"
     samplers = optuna().samplers
+    base: Any = samplers.BaseSampler
 
-    class Seeded(samplers.BaseSampler):
+    class Seeded(base):
         def before_trial(self, study: Any, trial: Any) -> None:
             place = place_of(study, trial.number)
             self.fixed = {} if place else dict(first)
@@ -320,7 +321,7 @@ def seeded_sampler(
 
     return Seeded()
 
-# %% ../nbs/07g_tuning.ipynb #3809c612
+# %% ../nbs/07g_tuning.ipynb #df309847
 STALE = timedelta(minutes=15)  # longer than any fold should take
 
 
@@ -342,7 +343,7 @@ def bury_dead(study: Any, now: datetime) -> int:  # how many
         study.tell(trial.number, state=state.FAIL, skip_if_finished=True)
     return len(dead)
 
-# %% ../nbs/07g_tuning.ipynb #9b60c299
+# %% ../nbs/07g_tuning.ipynb #73445846
 class Stopped(Exception):
     "A trial was not worth going on with"
 
@@ -369,7 +370,7 @@ def one_more(
     finally:
         study.tell(trial.number, score, end, skip_if_finished=True)
 
-# %% ../nbs/07g_tuning.ipynb #02dea2b8
+# %% ../nbs/07g_tuning.ipynb #8c67088b
 def search(
     study: Any,
     wanted: int,  # finished trials altogether
@@ -398,7 +399,7 @@ def best_text(study: Any) -> str:
     best = max(whole, key=lambda trial: (trial.value, -trial.number), default=None)
     return "" if best is None else f"best {best.value:+.4f} in trial {best.number}"
 
-# %% ../nbs/07g_tuning.ipynb #abb9ae0d
+# %% ../nbs/07g_tuning.ipynb #b2fc417f
 def forecast_of(
     folds: Sequence[Sequence[Exam]],
     answers: Sequence[Sequence[Answer]],  # of the first folds
@@ -441,7 +442,7 @@ def attempt_trial(
         raise Stopped
     return float(np.mean(marks))
 
-# %% ../nbs/07g_tuning.ipynb #e0b653f8
+# %% ../nbs/07g_tuning.ipynb #47118248
 def trials_table(study: Any) -> pd.DataFrame:  # trial, state, score, folds, sharpe, then the parameters
     "One row a trial"
     rows = [
@@ -466,7 +467,7 @@ def importance_of(study: Any) -> dict[str, float]:  # adds up to 1; empty when t
         return {}
     return dict(module.importance.get_param_importances(study, evaluator=module.importance.PedAnovaImportanceEvaluator()))
 
-# %% ../nbs/07g_tuning.ipynb #960ea22e
+# %% ../nbs/07g_tuning.ipynb #57a6fa93
 class TunedMember(BaseModel):
     "The best parameters of one kind, and what they achieved"
 
@@ -503,7 +504,7 @@ def named(tuned: Tuned) -> Tuned:
     "The same with the name that its content gives"
     return tuned.model_copy(update={"id": digest(tuned.model_dump(mode="json", exclude={"id"}))})
 
-# %% ../nbs/07g_tuning.ipynb #cdd3f764
+# %% ../nbs/07g_tuning.ipynb #b8265adf
 def tuned_member(
     study: Any,
     shipped: Mapping[str, Any] | None = None,  # parameters of the very first trial
@@ -521,7 +522,7 @@ def tuned_member(
         shipped=usual[0] if usual else None,
     )  # fmt: skip
 
-# %% ../nbs/07g_tuning.ipynb #719eb0b1
+# %% ../nbs/07g_tuning.ipynb #a1e34532
 def recipe_path(models_dir: Path, recipe: str) -> Path:
     "Where a version is kept"
     return models_dir / "recipes" / f"{recipe}.json"
@@ -554,7 +555,7 @@ def read_tuned(models_dir: Path, recipe: str) -> Tuned:
         raise ModelError(f"[model] recipe {recipe}: models/recipes/{path.name} was changed after it was saved")
     return tuned
 
-# %% ../nbs/07g_tuning.ipynb #e52a729f
+# %% ../nbs/07g_tuning.ipynb #62de7b8e
 def tuned_parameters(
     models_dir: Path,
     recipe: str,  # `[model] recipe`
