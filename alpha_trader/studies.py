@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Symbols', 'Days', 'Capital', 'Wishes', 'NoCosts', 'symbols_asked', 'changed', 'study_facts', 'backtest', 'sweep',
-           'diff_facts', 'diff', 'parity', 'evidence']
+           'diff_facts', 'diff', 'parity', 'evidence', 'search_facts', 'tune']
 
 # %% ../nbs/19b_studies.ipynb #d2d2b514
 from typing import Annotated, Any
@@ -19,6 +19,8 @@ from .parity import parity_between, raise_alarms
 from .pipeline import Study, study_table
 from .pipeline import backtest as run_study
 from .progress import progress_bar
+from .search import Search
+from .search import tune as run_search
 from .settings import Settings, override
 from .store import to_json
 from .sweeps import STOPS_AND_THRESHOLDS, sweep_study
@@ -171,3 +173,25 @@ def evidence(
         return
     show(report.evidence.table(), False, "criteria")
     show_facts(report.facts(), False)
+
+# %% ../nbs/19b_studies.ipynb #34c9a430
+def search_facts(found: Search) -> dict[str, Any]:
+    "A search for a program"
+    return {"status": "success", **found.facts(), "members": found.tuned.model_dump(mode="json")["members"]}
+
+
+def tune(
+    trials: Annotated[int | None, typer.Option(help="Of each kind of member; that of settings.ini when left out.")] = None,
+    members: Annotated[str, typer.Option(help="Such as lightgbm,xgboost; those of settings.ini when left out.")] = "",
+    hours: Annotated[float | None, typer.Option(help="For all kinds together; 0 = no limit.")] = None,
+    json_: Json = False,
+) -> None:
+    "Search for better parameters on the past that may be searched."
+    workspace, kinds = Workspace(), tuple(part.strip() for part in members.split(",") if part.strip())
+    with progress_bar("searching") as progress:
+        found = run_search(workspace.settings, workspace.engine, trials, kinds, hours, progress)
+    if json_:
+        typer.echo(to_json(search_facts(found)))
+        return
+    show(found.table(), False, f"{found.tuned.first} to {found.tuned.last}")
+    show_facts(found.facts(), False)
