@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import rows_backtest, rows_data, rows_features, rows_runs
+from benchmarks import rows_backtest, rows_data, rows_features, rows_runs, rows_tuning
 from benchmarks.measure import FULL, ROWS, TINY, figures, machine, timings
 
-SOURCES = (rows_features, rows_backtest, rows_data, rows_runs)  # importing them registers their rows
+SOURCES = (rows_features, rows_backtest, rows_data, rows_runs, rows_tuning)  # importing them registers their rows
 
 
 def duration(seconds: float) -> str:
