@@ -21,7 +21,6 @@ from sqlalchemy import Engine
 from . import __version__
 from .backtest import buy_and_hold, run_backtest
 from .bars import Panel
-from .confidence import agreement
 from .context import current_run
 from .domain import InputError
 from .evidence import excess_sharpes
@@ -75,7 +74,8 @@ def sharpe_of(
     "What trading on a trial's forecasts would have brought"
     asked = np.flatnonzero(np.isfinite(forecast[:-1]).any(axis=1)) + 1
     first, last = (panel.sessions[asked[n]].item() for n in (0, -1))
-    result = run_backtest(panel, forecast, agreement(forecast[None]), settings, None, first, last)
+    sure = np.where(np.isfinite(forecast), 1.0, np.nan)  # one member has nobody to disagree with
+    result = run_backtest(panel, forecast, sure, settings, None, first, last)
     holding = buy_and_hold(panel, result.first, result.stop, result.capital, cost_rules(settings.costs))
     own, other = (daily_returns(curve, result.capital) for curve in (result.equity, holding))
     return float(excess_sharpes(own[:, None], other)[0])
