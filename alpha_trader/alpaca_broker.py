@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['REFUSALS', 'TRIES', 'STATUS', 'KINDS', 'PAGES', 'BOOKED', 'CASH_ONLY', 'PAPER_HOST', 'LIVE_HOST', 'reason_of',
            'sentence_in', 'refuse', 'is_order', 'Line', 'decimal', 'moment', 'own_name', 'order_of', 'wire',
-           'order_body', 'walk_orders', 'walk_tokens', 'fill_of', 'action_of', 'AlpacaBroker', 'stamp', 'position_of',
-           'trading_line', 'paper_broker']
+           'order_body', 'walk_orders', 'walk_tokens', 'fill_of', 'action_of', 'AlpacaAccount', 'AlpacaOrders',
+           'AlpacaBroker', 'stamp', 'position_of', 'trading_line', 'paper_broker']
 
 # %% ../nbs/11a_alpaca_broker.ipynb #3655ed5a
 import re
@@ -303,8 +303,8 @@ def action_of(
     return CorporateAction(symbol, session, "dividend" if kind in BOOKED else "cash_in_lieu", amount, Decimal(0), cash)
 
 # %% ../nbs/11a_alpaca_broker.ipynb #31198fa3
-class AlpacaBroker:
-    "Alpaca behind the door that all brokers share"
+class AlpacaAccount:
+    "What the account is and holds, and when the market is open"
 
     def __init__(
         self,
@@ -345,6 +345,10 @@ class AlpacaBroker:
         rows = self.line.read("/positions", what="positions")
         return sorted((position_of(row) for row in rows), key=lambda position: position.symbol)
 
+# %% ../nbs/11a_alpaca_broker.ipynb #a5001717
+class AlpacaOrders(AlpacaAccount):
+    "Sending, finding, listing and cancelling orders"
+
     def submit(self, intent: OrderIntent) -> BrokerOrder:
         if sentence := refusal(intent, self.caps):
             raise Rejected(RejectReason.OTHER, sentence)
@@ -379,6 +383,16 @@ class AlpacaBroker:
         except Rejected:  # it is over already: watching tells how
             return
 
+    def seen(self, row: Mapping[str, Any]) -> BrokerOrder:
+        "An order, whose name is remembered for its fills"
+        order = order_of(row)
+        self.names[order.broker_id] = order.client_id
+        return order
+
+# %% ../nbs/11a_alpaca_broker.ipynb #8bf7c48b
+class AlpacaBroker(AlpacaOrders):
+    "Alpaca behind the door that all brokers share"
+
     def fills(self, since: datetime) -> list[Fill]:
         rows = list(self.activities(("FILL",), since))
         unknown = sorted({str(row["order_id"]) for row in rows} - self.names.keys())
@@ -401,12 +415,6 @@ class AlpacaBroker:
             return list(self.line.read("/account/activities", query | ({"page_token": token} if token else {}), "activities"))
 
         return walk_tokens(page)
-
-    def seen(self, row: Mapping[str, Any]) -> BrokerOrder:
-        "An order, whose name is remembered for its fills"
-        order = order_of(row)
-        self.names[order.broker_id] = order.client_id
-        return order
 
 # %% ../nbs/11a_alpaca_broker.ipynb #d51a089b
 def stamp(at: datetime) -> str:
