@@ -110,9 +110,10 @@ def last_price(
     traded = np.flatnonzero(~np.isnan(tape.close[:closed, column]))
     if not len(traded):
         return math.nan
-    ratio = float(np.prod(tape.splits[traded[-1] + 1 : opened, column]))
-    close = float(tape.close[traded[-1], column])
-    return close if ratio == 1.0 else split_price(close, ratio)
+    price = float(tape.close[traded[-1], column])
+    for ratio in tape.splits[traded[-1] + 1 : opened, column]:
+        price = split_price(price, ratio)
+    return price
 
 # %% ../nbs/11c_simulated.ipynb #f41209fa
 SCHEMA = """

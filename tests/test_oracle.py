@@ -632,8 +632,16 @@ def test_live_plan_and_simulated_broker_are_the_replay(request: pytest.FixtureRe
     assert sum(fills) > len(fills)
 
 
+CALM, PENNY = Stock(swing=0.01), Stock(626, 0.03, 0.1, steps=True, gone=13)
 CASES = {
     "as shipped": Blueprint(tuple(Stock(seed) for seed in range(6)), 60),
+    "two splits without a bar between them": Blueprint(
+        (CALM, CALM, CALM, CALM, PENNY, CALM),
+        21,
+        splits=((17, 4, 4 / 3), (15, 4, 4 / 3)),
+        moves=((7, 4, 1.2),),
+        changed=(("risk.max_positions", 2), ("risk.stop_check", "close")),
+    ),
 }
 
 

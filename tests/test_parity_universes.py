@@ -38,7 +38,7 @@ COLUMN_NAMES = ["session", "symbol", "quantity", "price", "fee", "reason"]
 CHOICES: dict[str, list[object]] = {
     "signals.buy": [0.0001, 0.0005, 0.001],
     "signals.sell": [-0.0001, -0.001, -0.003],
-    "signals.confidence": [0.0, 0.2, 0.4],
+    "signals.confidence": [0.0, 0.1, 0.2],
     "risk.max_positions": [2, 3, 7],
     "risk.stop_loss": [-0.01, -0.02, -0.05],
     "risk.take_profit": [0.01, 0.02, 0.05],
