@@ -6,7 +6,7 @@
 __all__ = ['DRIVER', 'PASSED_ON', 'measured', 'Side', 'side_of', 'by_settings', 'git', 'unpacked', 'keep_panel', 'by_revision',
            'SignalDiff', 'change_of', 'signal_diff']
 
-# %% ../nbs/13c_diff.ipynb #772d6d9c
+# %% ../nbs/13c_diff.ipynb #da0a4ca9
 import inspect
 import io
 import os
@@ -15,13 +15,13 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/13c_diff.ipynb #dac49f6c
+# %% ../nbs/13c_diff.ipynb #a5c7bdce
 from .bars import Panel
 from .domain import InputError
 from .research import load_bars
@@ -29,7 +29,7 @@ from .settings import Settings, ini_layer, settled
 from .signals import Reason
 from .statistics import YEAR, performance
 
-# %% ../nbs/13c_diff.ipynb #e9538e6c
+# %% ../nbs/13c_diff.ipynb #ccacb5e5
 def measured(
     panel: "Panel",  # the frozen bars
     settings: "Settings",
@@ -58,7 +58,7 @@ def measured(
         "traded": np.array(float((fills["quantity"].abs() * fills["price"]).sum())),
     }  # fmt: skip
 
-# %% ../nbs/13c_diff.ipynb #66d4acc9
+# %% ../nbs/13c_diff.ipynb #a065480b
 @dataclass(frozen=True)
 class Side:
     "What one side did in the window: W sessions, N symbols, F features"
@@ -88,7 +88,7 @@ def side_of(name: str, arrays: Mapping[str, np.ndarray]) -> Side:
     plain = {key: arrays[key] for key in ("predicted", "planned", "verdict", "equity")}
     return Side(name, columns, **plain, capital=float(arrays["capital"]), traded=float(arrays["traded"]))
 
-# %% ../nbs/13c_diff.ipynb #0836119b
+# %% ../nbs/13c_diff.ipynb #d6c07729
 def by_settings(
     settings: Settings,  # of the workspace
     path: Path,
@@ -96,9 +96,10 @@ def by_settings(
     sessions: int,
 ) -> Side:
     "Measure the present code under another settings file"
-    return side_of(path.name, measured(panel, settled(settings.root, (ini_layer(path),)), sessions))
+    layer = replace(ini_layer(path), origin=path.name)
+    return side_of(path.name, measured(panel, settled(settings.root, (layer,)), sessions))
 
-# %% ../nbs/13c_diff.ipynb #67681c25
+# %% ../nbs/13c_diff.ipynb #3b17cc4e
 def git(repository: Path, *words: str) -> bytes | None:  # what it printed; None: it failed
     "Ask git something about a repository"
     try:
@@ -125,7 +126,7 @@ def unpacked(
         raise InputError(f"diff: revision {revision!r} holds no package alpha_trader")
     return folder
 
-# %% ../nbs/13c_diff.ipynb #1e47b04c
+# %% ../nbs/13c_diff.ipynb #349f1da0
 def keep_panel(panel: Panel, path: Path) -> None:
     "Write frozen bars down"
     np.savez(
@@ -157,7 +158,7 @@ panel = Panel(pd.DatetimeIndex(kept["index"], tz="UTC"), tuple(kept["symbols"].t
 np.savez(answer, **measured(panel, load_settings(Path(tree), {}), int(sessions)))
 """
 
-# %% ../nbs/13c_diff.ipynb #1d1a0581
+# %% ../nbs/13c_diff.ipynb #6f906a79
 PASSED_ON = ("PATH", "HOME", "TMPDIR", "TEMP", "SYSTEMROOT", "OMP_NUM_THREADS", "LANG")
 
 
@@ -181,7 +182,7 @@ def by_revision(
         with np.load(answer, allow_pickle=False) as arrays:
             return side_of(revision, dict(arrays))
 
-# %% ../nbs/13c_diff.ipynb #b86db46d
+# %% ../nbs/13c_diff.ipynb #52b045f9
 @dataclass(frozen=True)
 class SignalDiff:
     "Two sides of one frozen window"
@@ -235,7 +236,7 @@ class SignalDiff:
                 for name in dict.fromkeys((*self.old.features, *self.new.features))]  # fmt: skip
         return pd.DataFrame(rows, columns=["feature", "change", "note"]).sort_values("change", ascending=False, ignore_index=True)
 
-# %% ../nbs/13c_diff.ipynb #75ba49ec
+# %% ../nbs/13c_diff.ipynb #301bbe96
 def change_of(
     old: np.ndarray | None,  # [W, N]; None: the side does not have it
     new: np.ndarray | None,
@@ -251,7 +252,7 @@ def change_of(
     spread = float(old[both].astype(float).std())
     return float(np.abs(new[both].astype(float) - old[both]).mean() / (spread or 1.0)), note
 
-# %% ../nbs/13c_diff.ipynb #41fdcba5
+# %% ../nbs/13c_diff.ipynb #9a6cf008
 def signal_diff(
     settings: Settings,  # of the workspace, whose bars are the frozen window
     old: str,  # path of a settings file, or a git revision
