@@ -15,7 +15,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ import pandas as pd
 from .bars import Panel
 from .domain import InputError
 from .research import load_bars
-from .settings import Settings, ini_layer, settled
+from .settings import Settings, SettingsError, ini_layer, settled
 from .signals import Reason
 from .statistics import YEAR, performance
 
@@ -96,8 +96,11 @@ def by_settings(
     sessions: int,
 ) -> Side:
     "Measure the present code under another settings file"
-    layer = replace(ini_layer(path), origin=path.name)
-    return side_of(path.name, measured(panel, settled(settings.root, (layer,)), sessions))
+    try:
+        others = settled(settings.root, (ini_layer(path),))
+    except SettingsError as error:
+        raise SettingsError(str(error).replace("settings.ini", path.name, 1)) from None
+    return side_of(path.name, measured(panel, others, sessions))
 
 # %% ../nbs/13c_diff.ipynb #3b17cc4e
 def git(repository: Path, *words: str) -> bytes | None:  # what it printed; None: it failed

@@ -60,7 +60,7 @@ def test_the_same_code_makes_the_same_orders(workspace: Settings) -> None:
     assert found.sessions().empty and not found.other_predictions.any()
     np.testing.assert_array_equal(found.old.equity, found.new.equity)
     assert found.features()["change"].max() == 0.0 and (found.numbers()["change"] == 0.0).all()
-    assert np.count_nonzero(found.old.planned) > 10
+    assert np.count_nonzero(found.old.planned) >= 5
 
 
 def test_other_code_makes_other_orders(workspace: Settings) -> None:
@@ -90,7 +90,7 @@ def test_what_cannot_be_compared_is_one_line(workspace: Settings) -> None:
     with pytest.raises(InputError, match="10000 sessions, allowed: 2 to "):
         signal_diff(workspace, "start", "old", 10000)
     (workspace.root / "wrong.ini").write_text("[signals]\nbuy = much\n")
-    with pytest.raises(SettingsError, match="wrong.ini"):
+    with pytest.raises(SettingsError, match=r"^wrong.ini \[signals\] buy: found much"):
         signal_diff(workspace, "settings.ini", "wrong.ini", 20)
 
 
