@@ -24,15 +24,14 @@ from alpha_trader.backtest import (
     Ledger,
     blank_ledger,
     forecast_of,
-    market_of,
+    market_history,
     opening_state,
     run_backtest,
     tape_of,
     walk,
 )
 from alpha_trader.bars import Panel
-from alpha_trader.cycle import Observation, book_of, exact, funds_of, price_of, purpose_of
-from alpha_trader.cycle import market_of as morning_market
+from alpha_trader.cycle import Observation, book_of, exact, funds_of, market_of, price_of, purpose_of
 from alpha_trader.domain import Account, OrderIntent, OrderStatus, OrderType, Purpose, Rejected, Side
 from alpha_trader.execution import Reconciliation
 from alpha_trader.features import volatility
@@ -236,7 +235,7 @@ def walked(world: World, first: int, stop: int, capital: float) -> Ledger:
     forecast = forecast._replace(volatility=np.ascontiguousarray(world.volatility))
     state, ledger = opening_state(count, capital), blank_ledger(sessions, count, rules.risk.max_positions)
     costs, orders = cost_rules(chosen.costs), empty_orders(count)
-    walk(tape_of(panel), market_of(forecast, costs), forecast, rules, costs, first, stop, state, ledger, orders)
+    walk(tape_of(panel), market_history(forecast, costs), forecast, rules, costs, first, stop, state, ledger, orders)
     return ledger
 
 
@@ -379,7 +378,7 @@ class Live:
         panel, splits = world.panel.upto(world.panel.sessions[known].item()), world.panel.splits[row]
         calm = Reconciliation(account, {}, cash_drift=Decimal(0), **NOTHING_NEW)
         seen = Observation(day, self.broker.now, account, panel, splits, self.rows, (), {}, {}, ((gate, ""),), calm)
-        market = morning_market(seen, np.zeros((2, len(panel.symbols))), chosen)
+        market = market_of(seen, np.zeros((2, len(panel.symbols))), chosen)
         market = market._replace(
             predicted=world.predicted[known], confidence=world.confidence[known], volatility=world.volatility[known]
         )
