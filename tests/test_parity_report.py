@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CHECKOUT
 from replay import NOW, Lab, close, prepare, write_settings
 from sqlalchemy import delete, select
 
@@ -20,6 +21,7 @@ from alpha_trader.domain import InputError, OrderIntent, Purpose, Rejected, Reje
 from alpha_trader.parity import Cause, Parity, parity, raise_alarms
 from alpha_trader.pipeline import close_by_hand, trade_cycle
 from alpha_trader.research import load_bars
+from alpha_trader.runner import run_notebook
 from alpha_trader.sessions import previous_session
 from alpha_trader.settings import override
 from alpha_trader.simulated import FaultPlan, SimBroker
@@ -318,6 +320,19 @@ def test_an_alarm_is_a_risk_event_once(lab: Lab, odd: date) -> None:
         event = db.scalars(select(RiskEventRow).filter_by(kind="parity")).one()
         assert (event.session, event.account) == (odd, "demo")
         assert db.scalars(select(RunRow)).first() is not None
+
+
+def test_the_run_notebook_reports_and_alarms(lab: Lab, odd: date) -> None:
+    shutil.copytree(CHECKOUT / "nbs" / "runs", lab.settings.root / "nbs" / "runs")
+    for session in lab.sessions:
+        if session != odd:
+            trade(lab, session)
+        close(lab, session)
+    result = run_notebook(lab.settings, "parity", {"last": str(odd)}, f"{odd} parity", "demo", lab.engine, lambda: NOW)
+    page = result.report_html.read_text(encoding="utf-8")
+    assert "missed run" in page and "alarm: decisions differ" in page and str(odd) in page
+    with reading(lab.engine) as db:
+        assert db.scalars(select(RiskEventRow).filter_by(kind="parity")).one().session == odd
 
 
 def test_what_cannot_be_judged_is_one_line(lab: Lab) -> None:
