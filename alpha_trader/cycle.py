@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SECTIONS_OF_A_PLAN', 'Desk', 'Observation', 'observation_facts', 'limits_used', 'before_the_open', 'desk_facts',
-           'day_loss_gate', 'model_gate', 'last_entry_session', 'entry_gates', 'occupied', 'moved_in', 'observe',
-           'Decision', 'predict_newest', 'market_of', 'ages_of', 'book_of', 'funds_of', 'decide', 'decision_table',
+           'day_loss_gate', 'model_gate', 'last_entry_session', 'may_trade_live', 'live_gate', 'newest_inputs',
+           'drift_now', 'drift_gate', 'entry_gates', 'occupied', 'moved_in', 'observe', 'Decision', 'predict_newest',
+           'believed', 'market_of', 'ages_of', 'book_of', 'funds_of', 'decide', 'decision_table', 'drivers_table',
            'exact', 'price_of', 'plan_rows', 'newest_bars', 'inputs_of', 'rows_of', 'write_plan', 'intent_of',
            'purpose_of', 'environment', 'held_now', 'entries_that_fit', 'stop_intent', 'target_intent',
            'protective_intents', 'carry_out', 'commit', 'outcome_table', 'Settlement', 'settlement_facts', 'settle']
@@ -28,7 +29,7 @@ from sqlalchemy.orm import Session
 from .backtest import entry_blocks, known_closes
 from .bars import Panel
 from .broker import Broker
-from .confidence import agreement, consensus
+from .calibration import Calibration
 from alpha_trader.domain import (
     Account,
     IntentStatus,
@@ -42,12 +43,16 @@ from alpha_trader.domain import (
     usd_text,
 )
 from .execution import Outcome, Reconciliation, pending, reconcile, record_intents, send, working
-from .features import features, volatility
+from .drift import WINDOW, Drift, Normal, measure_drift
+from .features import FeatureSet, features, volatility
 from .fills import cost_rules, exit_level, market_value, round_cents, round_trip_cost, split_price
-from .models import Ensemble
+from .labels import label_returns, purge
+from .models import Ensemble, predict_panel
 from .plan import Book, Funds, Market, Orders, empty_orders, plan, plan_rules, recheck_entries
 from .registry import ModelCard
+from .research import Outlook, outlook
 from .risk import day_loss_breached, risk_rules, target_quantity
+from .scores import drivers
 from .sessions import next_session, previous_session, sessions_apart
 from .settings import Settings
 from .signals import REASON_TEXT, Action, Reason, signal_action, signal_rules
@@ -55,10 +60,12 @@ from alpha_trader.store import (
     CorporateActionRow,
     DecisionRow,
     FillRow,
+    ModelRow,
     PositionRow,
     SignalRow,
     closing_equity,
     halted,
+    last_judgement,
     post,
     reading,
     record_equity,
@@ -109,6 +116,8 @@ class Observation:
     busy: Mapping[str, str]  # symbol → why it must be left alone
     gates: tuple[tuple[Reason, str], ...]  # what stops all entries, the first one counts
     reconciliation: Reconciliation
+    inputs: FeatureSet | None = None  # float32[T, N, F] of the panel
+    drift: Drift | None = None
 
     @property
     def gate(self) -> Reason:
@@ -199,11 +208,66 @@ def last_entry_session(
     "The last session in which a model may open positions"
     return next_session(as_of, expires_after + 1)
 
+# %% ../nbs/12c_cycle.ipynb #02b37ea0
+def may_trade_live(
+    engine: Engine,
+    model: ModelRow | None,
+) -> str | None:  # None: it may
+    "The sentence that keeps a model from trading live"
+    if model is None:
+        return "there is no champion"
+    judged = last_judgement(engine, model.recipe)
+    if judged is None:
+        return f"model {model.id}: its recipe was never judged"
+    return None if judged.passed else f"model {model.id}: {judged.reason}"
+
+
+def live_gate(desk: Desk) -> list[tuple[Reason, str]]:
+    "The reason to buy nothing for money on a model that has proven nothing"
+    if desk.settings.broker.mode != "live" or desk.card is None:
+        return []
+    with reading(desk.engine) as db:
+        row = db.get(ModelRow, desk.card.id)
+    stopped = may_trade_live(desk.engine, row)
+    return [(Reason.MODEL_UNPROVEN, stopped)] if stopped else []
+
+# %% ../nbs/12c_cycle.ipynb #fe2026aa
+def newest_inputs(desk: Desk, panel: Panel) -> FeatureSet | None:  # float32[T, N, F]; None: there is no model
+    "What the model is to look at"
+    if desk.model is None:
+        return None
+    settings = desk.settings.features
+    return features(panel, settings.names, settings.min_history)
+
+
+def drift_now(
+    desk: Desk,
+    panel: Panel,  # bars up to the session before
+    inputs: FeatureSet | None,  # of that panel
+) -> Drift | None:  # None: no model, or its card does not say what is normal
+    "How far the market is from what the model learned"
+    if desk.model is None or desk.card is None or inputs is None or not desk.card.normal:
+        return None
+    label = desk.card.label
+    rows = slice(-(WINDOW + purge(label.horizon)), None)
+    newest = FeatureSet(inputs.names, inputs.values[rows])
+    said = np.mean(predict_panel(desk.model, newest, symbols=panel.symbols), axis=0)
+    said[panel.sessions[rows] <= np.datetime64(desk.card.as_of)] = np.nan
+    return measure_drift(Normal.from_dict(desk.card.normal), newest.values, said, label_returns(panel, label)[rows])
+
+
+def drift_gate(desk: Desk, drift: Drift | None) -> list[tuple[Reason, str]]:
+    "The reason to buy nothing while the market is not the one that was learned"
+    if drift is None or not desk.settings.promotion.drift:
+        return []
+    return [(Reason.MODEL_DRIFT, alarm) for alarm in drift.alarms]
+
 # %% ../nbs/12c_cycle.ipynb #f1539705
 def entry_gates(
     desk: Desk,
     panel: Panel,  # bars up to the session before
     reconciliation: Reconciliation,
+    drift: Drift | None = None,
 ) -> list[tuple[Reason, str]]:
     "What stops all entries today, most important first"
     gates, last = day_loss_gate(desk), previous_session(desk.session)
@@ -213,7 +277,7 @@ def entry_gates(
         gates.append((Reason.DRIFT, f"{usd_text(reconciliation.cash_drift)} of cash that nothing explains"))
     if panel.sessions[-1] < np.datetime64(last):
         gates.append((Reason.STALE, f"the newest bar is of {panel.sessions[-1]}, needed: {last}"))
-    return gates + model_gate(desk)
+    return gates + model_gate(desk) + live_gate(desk) + drift_gate(desk, drift)
 
 # %% ../nbs/12c_cycle.ipynb #824290f8
 def occupied(
@@ -248,10 +312,12 @@ def observe(desk: Desk) -> Observation:
     panel, splits = before_the_open(desk.tape, desk.session)
     busy = occupied(working(desk.engine, desk.account)) | reconciliation.frozen
     on_order = pending(desk.engine, desk.account)
-    gates = entry_gates(desk, panel, reconciliation)
+    inputs = newest_inputs(desk, panel)
+    drift = drift_now(desk, panel, inputs)
+    gates = entry_gates(desk, panel, reconciliation, drift)
     others = tuple(p for p in desk.broker.positions() if p.symbol not in panel.symbols)
     return Observation(
-        desk.session, now, account, panel, splits, ours, others, on_order, busy, tuple(gates), reconciliation
+        desk.session, now, account, panel, splits, ours, others, on_order, busy, tuple(gates), reconciliation, inputs, drift
     )
 
 # %% ../nbs/12c_cycle.ipynb #b1dac6cd
@@ -269,6 +335,7 @@ class Decision:
     members: np.ndarray  # [M, N] each member's prediction
     inputs: Mapping[str, Mapping[str, float]]  # symbol → feature → value
     model_id: str | None
+    view: Outlook  # what stands behind the predictions, each [N]
 
     def signals(self, settings: Settings) -> pd.DataFrame:  # symbol, predicted, confidence, action
         "The model's opinion alone"
@@ -283,20 +350,31 @@ def predict_newest(
     "The members' predictions for the session that is about to open"
     size = len(seen.panel.symbols)
     fresh = seen.panel.sessions[-1] == np.datetime64(previous_session(seen.session))
-    if desk.model is None or not fresh:
+    if desk.model is None or seen.inputs is None or not fresh:
         return np.full((2, size), np.nan), {}
-    settings = desk.settings.features
-    inputs = features(seen.panel, settings.names, settings.min_history)
-    newest = inputs.values[-1]
+    newest = FeatureSet(seen.inputs.names, seen.inputs.values[-1:])
     named = {
-        symbol: dict(zip(inputs.names, map(float, newest[n]), strict=True)) for n, symbol in enumerate(seen.panel.symbols)
+        symbol: dict(zip(newest.names, map(float, newest.values[0, n]), strict=True))
+        for n, symbol in enumerate(seen.panel.symbols)
     }
-    return desk.model.predict(newest), named
+    return predict_panel(desk.model, newest, symbols=seen.panel.symbols)[:, 0], named
+
+
+def believed(
+    desk: Desk,
+    seen: Observation,
+    members: np.ndarray,  # [M, N]
+) -> Outlook:  # each [N]
+    "What stands behind the predictions, by the same function as in the backtest"
+    learned = Calibration.from_dict(desk.card.calibration) if desk.card and desk.card.calibration else None
+    width = len(desk.card.features) if desk.card else 0
+    inputs = np.full((members.shape[1], width), np.nan) if seen.inputs is None else seen.inputs.values[-1]
+    return outlook(members, inputs, np.asarray(seen.panel.close[-1]), learned, desk.settings)
 
 # %% ../nbs/12c_cycle.ipynb #a604dcca
 def market_of(
     seen: Observation,
-    members: np.ndarray,  # [M, N]
+    view: Outlook,  # each [N]
     settings: Settings,
 ) -> Market:
     "The market as `plan_orders` wants it"
@@ -307,8 +385,8 @@ def market_of(
     return Market(
         price=price,
         block=entry_blocks(panel.close, panel.splits, settings.data.max_move)[-1],
-        predicted=consensus(members),
-        confidence=agreement(members),
+        predicted=view.predicted,
+        confidence=view.confidence,
         volatility=np.ascontiguousarray(volatility(panel)[-1]),
         cost=np.array([round_trip_cost(p, costs) for p in price]),
     )
@@ -346,10 +424,11 @@ def funds_of(seen: Observation, settings: Settings) -> Funds:
 def decide(desk: Desk, seen: Observation) -> Decision:
     "Make the session's plan; pure: nothing is read, nothing is written"
     members, inputs = predict_newest(desk, seen)
-    market, book, funds = market_of(seen, members, desk.settings), book_of(seen), funds_of(seen, desk.settings)
+    view = believed(desk, seen, members)
+    market, book, funds = market_of(seen, view, desk.settings), book_of(seen), funds_of(seen, desk.settings)
     orders = plan(market, book, funds, plan_rules(desk.settings), seen.gate)
     model_id = desk.card.id if desk.card else None
-    return Decision(seen.session, seen.panel.symbols, market, book, funds, orders, seen.gate, members, inputs, model_id)
+    return Decision(seen.session, seen.panel.symbols, market, book, funds, orders, seen.gate, members, inputs, model_id, view)
 
 # %% ../nbs/12c_cycle.ipynb #ff73f6d7
 def decision_table(
@@ -364,7 +443,12 @@ def decision_table(
         "symbol": decision.symbols,
         "signal": actions,
         "predicted": market.predicted,
+        "low": market.predicted - decision.view.half_width,
+        "high": market.predicted + decision.view.half_width,
         "confidence": market.confidence,
+        "agreement": decision.view.agreement,
+        "p_correct": decision.view.p_correct,
+        "distance": decision.view.distance,
         "volatility": market.volatility,
         "price": market.price,
         "held": decision.book.quantity,
@@ -372,6 +456,25 @@ def decision_table(
         "reason": [reason.name for reason in reasons],
         "meaning": [REASON_TEXT[reason] for reason in reasons],
     })
+
+# %% ../nbs/12c_cycle.ipynb #1300c315
+def drivers_table(
+    desk: Desk,
+    decision: Decision,
+) -> pd.DataFrame:  # one row a symbol that is bought or sold: symbol, predicted, its largest three drivers
+    "What moved the forecasts of the symbols that are traded"
+    rows = []
+    for n in np.flatnonzero(decision.orders.quantity):
+        symbol = decision.symbols[n]
+        if not isinstance(desk.model, Ensemble) or symbol not in decision.inputs:
+            continue
+        own = Ensemble(tuple(m for m in desk.model.members if m.symbol in ("", symbol)), desk.model.features)
+        row = np.array([decision.inputs[symbol][name] for name in own.features], dtype=np.float32)
+        if np.isfinite(row).all():
+            moved = drivers(own, row)
+            rows.append((symbol, decision.market.predicted[n], *(f"{name} {part:+.2%}" for name, part in moved)))
+    frame = pd.DataFrame(rows)
+    return frame.set_axis(["symbol", "predicted", "first", "second", "third"][: frame.shape[1]], axis=1) if rows else frame
 
 # %% ../nbs/12c_cycle.ipynb #044f93c1
 def exact(quantity: float) -> Decimal:  # shares
@@ -439,7 +542,7 @@ def rows_of(
     action = Action(signal_action(market.predicted[n], market.confidence[n], signal_rules(desk.settings.signals))).name
     said = {str(m): value for m, value in enumerate(decision.members[:, n].tolist())}
     signal = SignalRow(
-        **key, predicted=market.predicted[n], agreement=market.confidence[n], action=action, members=said,
+        **key, predicted=market.predicted[n], agreement=decision.view.agreement[n], action=action, members=said,
         features=dict(decision.inputs.get(symbol, {})), model_id=decision.model_id,
     )  # fmt: skip
     return signal, DecisionRow(

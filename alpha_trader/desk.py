@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEASE', 'account_in_use', 'use_fresh', 'last_traded', 'sessions_to_trade', 'next_decision', 'session_named',
            'checked_session', 'check_has_bars', 'open_broker', 'copied', 'Place', 'rehearsal', 'workplace', 'champion',
-           'serving', 'champion_expires', 'desk_at', 'open_desk']
+           'standing', 'serving', 'champion_expires', 'desk_at', 'open_desk']
 
 # %% ../nbs/12e_desk.ipynb #ea0063ca
 import sqlite3
@@ -38,6 +38,7 @@ from alpha_trader.store import (
     acquire_lease,
     champion_of,
     current_account,
+    last_judgement,
     open_account,
     open_store,
     reading,
@@ -191,6 +192,13 @@ def champion(
     "The model that may trade this universe, from this source and feed"
     return champion_of(engine, settings.model.strategy, panel.source, panel.feed, panel.symbols)
 
+# %% ../nbs/12e_desk.ipynb #2b6f5a3f
+def standing(engine: Engine, row: ModelRow) -> str:
+    "Why a model may trade, and what the gate said about its recipe"
+    judged = last_judgement(engine, row.recipe)
+    found = "not judged yet" if judged is None else judged.reason
+    return f"{row.reason}; gate: {found}"
+
 # %% ../nbs/12e_desk.ipynb #175c24a3
 def serving(
     settings: Settings,
@@ -203,7 +211,7 @@ def serving(
         return None, None, ""
     model, card = load_model(settings.models_dir, row.id)
     check_serves(card, tape.source, tape.feed, tape.symbols)
-    return model, card, row.reason
+    return model, card, standing(engine, row)
 
 # %% ../nbs/12e_desk.ipynb #07aca096
 def champion_expires(

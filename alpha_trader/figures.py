@@ -13,7 +13,7 @@ __all__ = ['OURS', 'OTHERS', 'GAIN', 'LOSS', 'WARN', 'MUTED', 'LIGHT', 'ACTIONS'
            'is_number', 'is_missing', 'Toned', 'tone_of', 'written', 'table_cell', 'Table', 'decisions_table',
            'orders_table', 'facts_table', 'toned', 'measures_table', 'month_text', 'tint', 'HeatTable', 'monthly_table',
            'best_set', 'coarse', 'landscape', 'color_axis', 'level_text', 'sweep_title', 'sweep_line', 'add_map',
-           'heat_maps']
+           'heat_maps', 'reliability_figure', 'decay_figure']
 
 # %% ../nbs/15_figures.ipynb #1520dcf3
 import html
@@ -728,3 +728,24 @@ def heat_maps(
     shown = np.concatenate([np.asarray(trace.z, dtype=float).ravel() for trace in figure.data if trace.type == "heatmap"])
     figure.update_layout(template=house_template(), title=title, margin_t=80, height=100 + 300 * len(pairs), hovermode="closest", coloraxis=color_axis(shown, form))
     return figure
+
+# %% ../nbs/15_figures.ipynb #73d3410b
+def reliability_figure(
+    table: pd.DataFrame,  # one row a group: promised, kept, low, high
+) -> go.Figure:
+    "Are probabilities kept?"
+    figure = canvas("share that was right", ".0%", hovermode="closest", xaxis_tickformat=".0%", xaxis_title="probability promised")
+    low, high = (table["kept"] - table["low"]).round(6), (table["high"] - table["kept"]).round(6)
+    figure.add_scatter(x=table["promised"].round(6), y=table["kept"].round(6), mode="markers", name="groups of forecasts", marker={"color": OURS, "size": 9},
+                       error_y={"type": "data", "array": high, "arrayminus": low, "color": OURS, "thickness": 1})
+    ends = [float(table["promised"].min()), float(table["promised"].max())] if len(table) else [0.0, 1.0]
+    return figure.add_scatter(x=ends, y=ends, mode="lines", name="kept", line={"dash": "dot"})
+
+# %% ../nbs/15_figures.ipynb #2b8f10d0
+def decay_figure(
+    table: pd.DataFrame,  # one row a horizon: horizon (sessions), rank_ic, t
+) -> go.Figure:
+    "How long does a forecast hold?"
+    figure = canvas("rank IC", ".2f", hovermode="closest", xaxis_title="sessions ahead", xaxis_type="category")
+    said = [f"t = {t:.1f}" for t in table["t"]]
+    return figure.add_bar(x=table["horizon"].astype(str), y=table["rank_ic"].round(6), text=said, marker_color=OURS, name="rank IC")

@@ -39,7 +39,7 @@ from alpha_trader.backtest import (
 )
 from .bars import Panel
 from .books import account_fills, equity_of
-from .confidence import agreement, consensus
+from .calibration import Calibration
 from .cycle import SECTIONS_OF_A_PLAN, newest_bars
 from .desk import account_in_use
 from .domain import InputError
@@ -69,7 +69,7 @@ from alpha_trader.plan import (
     recheck_entries,
 )
 from .registry import load_model
-from .research import load_bars
+from .research import load_bars, outlook
 from .risk import day_loss_breached, risk_rules
 from .sessions import previous_session, sessions_apart, sessions_between
 from .settings import Settings
@@ -292,12 +292,15 @@ class World:
 def world_of(panel: Panel, settings: Settings, model_id: str | None) -> World:
     "Predictions of one model for all sessions"
     shape = panel.close.shape
-    members, expired = np.full((2, *shape), np.nan), np.ones(shape[0], dtype=bool)
+    predicted, confidence, expired = np.full(shape, np.nan), np.full(shape, np.nan), np.ones(shape[0], dtype=bool)
     if model_id is not None:
         model, card = load_model(settings.models_dir, model_id)
-        members = predict_panel(model, features(panel, settings.features.names, settings.features.min_history))
+        inputs = features(panel, settings.features.names, settings.features.min_history)
+        learned = Calibration.from_dict(card.calibration) if card.calibration else None
+        view = outlook(predict_panel(model, inputs), inputs.values, np.asarray(panel.close), learned, settings)
+        predicted, confidence = view.predicted, view.confidence
         expired = np.arange(shape[0]) - panel.row(card.as_of) > settings.model.expires_after
-    forecast = forecast_of(panel, consensus(members), agreement(members), settings.data.max_move)
+    forecast = forecast_of(panel, predicted, confidence, settings.data.max_move)
     return World(panel, settings, model_id, forecast, expired)
 
 # %% ../nbs/13b_parity.ipynb #9b3f9552

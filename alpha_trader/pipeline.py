@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SURVIVORS', 'open_workspace', 'ingest', 'chosen', 'traded_window', 'costs_times', 'judged', 'Study', 'backtest',
-           'study_table', 'Cycle', 'trade_cycle', 'next_plan', 'Day', 'held_instead', 'profits_of', 'look_back',
-           'account_history', 'close_day', 'day_facts', 'judgement', 'state_facts', 'summary', 'Hand', 'to_sell',
-           'sale_by_hand', 'sold_by_hand', 'close_by_hand']
+           'study_table', 'Cycle', 'trade_cycle', 'next_plan', 'Day', 'held_instead', 'profits_of', 'drift_after',
+           'alarm', 'look_back', 'account_history', 'close_day', 'day_facts', 'drift_table', 'judgement', 'state_facts',
+           'summary', 'Hand', 'to_sell', 'sale_by_hand', 'sold_by_hand', 'close_by_hand']
 
 # %% ../nbs/13_pipeline.ipynb #029df9eb
 import time
@@ -25,9 +25,9 @@ from .books import account_fills, equity_of, filled_counts, holdings_of, refusal
 from .broker import Broker
 from .checks import IngestReport
 from .checks import ingest as ingest_bars
-from .confidence import agreement, consensus
 from .context import current_run
-from .cycle import Decision, Desk, Observation, Settlement, commit, decide, observe, settle
+from .cycle import Decision, Desk, Observation, Settlement, before_the_open, commit, decide, drift_now, newest_inputs, observe, settle
+from .drift import Drift
 from alpha_trader.desk import (
     LEASE,
     account_in_use,
@@ -38,15 +38,16 @@ from alpha_trader.desk import (
     open_broker,
     open_desk,
     session_named,
+    standing,
     workplace,
 )
 from .domain import Account, DataError, InputError, OrderIntent, Position, Purpose, Run, RunStatus, Side
 from .execution import Outcome, cancel_intent, next_attempt, reconcile, record_intents, send, working
 from .evidence import Evidence, verdict
 from .fills import cost_rules
-from .research import bars_folder, data_now, load_bars, out_of_sample, universe_note
+from .research import bars_folder, data_now, load_bars, out_of_sample, outlook_forward, universe_note
 from .samples import source_for
-from .sessions import NEW_YORK, last_completed_session, session_close, session_of
+from .sessions import NEW_YORK, last_completed_session, next_session, session_close, session_of
 from .settings import Settings, load_settings
 from .signals import Reason
 from .statistics import Performance, performance
@@ -57,8 +58,10 @@ from alpha_trader.store import (
     finish_run,
     halted,
     open_store,
+    post,
     record_bars,
     record_equity,
+    record_risk,
     release_lease,
     this_process,
     writing,
@@ -174,9 +177,9 @@ def backtest(
     "Walk the plan through history on out-of-sample predictions"
     panel = load_bars(settings)
     columns = chosen(panel, symbols)
-    members = out_of_sample(panel, settings, settings.data_dir / "predictions", progress)[:, :, columns]
+    view = outlook_forward(panel, out_of_sample(panel, settings, settings.data_dir / "predictions", progress), settings)
     part = panel.select([panel.symbols[n] for n in columns])
-    money, views = capital or settings.backtest.capital, (consensus(members), agreement(members))
+    money, views = capital or settings.backtest.capital, (view.predicted[:, columns], view.confidence[:, columns])
     window = traded_window(part, views[0], sessions or settings.backtest.sessions)
     result, dearer = run_backtest(part, *views, settings, money, *window), costs_times(settings, 2.0)
     fills, closed, numbers = judged(result, settings)
@@ -233,6 +236,8 @@ class Day:
     performance: Performance | None  # None before the first close
     verdict: Evidence | None
     model: ModelRow | None
+    standing: str = ""  # of the model: why it may trade, and what the gate said
+    drift: Drift | None = None
 
 # %% ../nbs/13_pipeline.ipynb #ac3a9809
 def held_instead(
@@ -250,6 +255,23 @@ def profits_of(engine: Engine, account: str, panel: Panel) -> np.ndarray:  # USD
     "What each closed position of an account brought, after costs"
     return closed_positions(account_fills(engine, account), split_ratios(panel))["profit"].to_numpy()
 
+# %% ../nbs/13_pipeline.ipynb #de1523b5
+def drift_after(desk: Desk) -> Drift | None:  # None: no model, or its card does not say what is normal
+    "Drift as of the close of the desk's session"
+    panel, _ = before_the_open(desk.tape, next_session(desk.session))
+    return drift_now(desk, panel, newest_inputs(desk, panel))
+
+
+def alarm(desk: Desk, drift: Drift | None, now: datetime) -> None:
+    "Say once a session that the market has drifted"
+    if drift is None or not drift.alarms:
+        return
+    text = "; ".join(drift.alarms)
+    with writing(desk.engine) as db:
+        key = f"drift-{desk.account}-{desk.session}"
+        if post(db, desk.account, "all", "alarm", {"text": text, "session": str(desk.session)}, key, now):
+            record_risk(db, desk.account, "model_drift", text, now, desk.session)
+
 # %% ../nbs/13_pipeline.ipynb #67acc8da
 def look_back(
     desk: Desk,
@@ -258,12 +280,13 @@ def look_back(
     "Equity, benchmark and verdict of an account since it began"
     equity, row = equity_of(desk.engine, desk.account), champion(desk.settings, desk.engine, desk.tape)
     known = desk.account, desk.session, at_close, tuple(desk.broker.positions()), equity
+    aged = desk.standing, drift_after(desk)
     if len(equity) < 2:
-        return Day(*known, equity, None, None, row)
+        return Day(*known, equity, None, None, row, *aged)
     holding, capital, lived = held_instead(desk, equity), float(equity.iloc[0]), equity.iloc[1:]
     profits = profits_of(desk.engine, desk.account, desk.tape)
     numbers = performance(lived, capital, profits, desk.settings.backtest.risk_free)
-    return Day(*known, holding, numbers, verdict(lived, holding, capital), row)
+    return Day(*known, holding, numbers, verdict(lived, holding, capital), row, *aged)
 
 # %% ../nbs/13_pipeline.ipynb #1b8273b0
 def account_history(desk: Desk) -> Day:
@@ -288,6 +311,7 @@ def close_day(
     with writing(desk.engine) as db:
         record_equity(db, desk.account, day, "close", moment, state.cash, state.equity)
     closed = look_back(desk, state)
+    alarm(desk, closed.drift, moment)
     release_lease(desk.engine, desk.account, desk.fence)
     return closed
 
@@ -302,8 +326,14 @@ def day_facts(day: Day) -> dict[str, object]:
         "day_return": None if before is None else float(day.state.equity) / before - 1.0,
         "cash": day.state.cash,
         "positions": len(day.positions),
-        "model": f"{day.model.id}: {day.model.reason}" if day.model else "none",
+        "model": f"{day.model.id}: {day.standing}" if day.model else "none",
+        "drift": "; ".join(day.drift.alarms) or "none" if day.drift else "not measured",
     }
+
+
+def drift_table(day: Day) -> pd.DataFrame:  # one row a feature, the largest index first; empty: not measured
+    "How far each feature is from what the model learned"
+    return day.drift.table if day.drift else pd.DataFrame()
 
 # %% ../nbs/13_pipeline.ipynb #9f33bccf
 def judgement(day: Day) -> dict[str, object]:
@@ -324,7 +354,7 @@ def state_facts(settings: Settings, engine: Engine, account: str) -> dict[str, o
         "positions": len(holdings_of(engine, account)),
         "last_session": last_traded(engine, account),
         "model": model.id if model else None,
-        "model_reason": model.reason if model else None,
+        "model_reason": standing(engine, model) if model else None,
         "model_expires": champion_expires(settings, model),
         "risk_events": len(risk_events_of(engine, account)),
         "bars": universe_note(settings),
@@ -336,7 +366,7 @@ def summary(settings: Settings, engine: Engine, account: str) -> dict[str, objec
     study, equity = backtest(settings), equity_of(engine, account)
     model = champion(settings, engine, load_bars(settings))
     return {
-        "model": f"{model.id}, {model.state}: {model.reason}" if model else None,
+        "model": f"{model.id}, {model.state}: {standing(engine, model)}" if model else None,
         "trained_on": f"{model.trained_from} to {model.trained_to}" if model else None,
         "out_of_sample": study.performance.asdict(),
         "buy_and_hold": study.holding_performance.asdict(),

@@ -96,6 +96,7 @@ class ModelCard(BaseModel):
     gain: dict[str, float]  # share by feature
     reference: dict[str, Sketch] = {}  # of the training rows, by feature
     calibration: dict[str, Any] = {}  # whatever turns an answer into a probability, JSON-ready
+    normal: dict[str, Any] = {}  # what inputs and skill looked like in training, JSON-ready; {} = drift is not measured
     findings: tuple[tuple[str, str], ...] = ()  # symbol and what was odd about its rows
     trials: int = 0  # recipes that were tried before this one was chosen
     study: str = ""  # the search it came from

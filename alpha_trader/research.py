@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Array', 'bars_folder', 'universe_note', 'data_now', 'load_bars', 'freshness', 'bars_ages', 'known_symbol',
-           'bars_table', 'last_price', 'Lesson', 'lesson', 'recipe_key', 'keep', 'kept', 'out_of_sample']
+           'bars_table', 'last_price', 'Lesson', 'lesson', 'recipe_key', 'keep', 'kept', 'out_of_sample', 'Outlook',
+           'learned_before', 'needed_chance', 'outlook', 'outlook_forward']
 
 # %% ../nbs/12b_research.ipynb #48031097
 import hashlib
@@ -19,11 +20,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .bars import BarSource, Panel, bars_path, load_panel, universe
+from .calibration import LEAST_OUTCOMES, REFUSED, Calibration, break_even, calibrate, fit_home, gated, p_correct, resolved, tempered
+from .confidence import agreement, consensus
 from .domain import DataError, InputError
 from .features import FeatureSet, features
+from .fills import cost_rules, round_trip_cost
 from .kernels import PACKAGE, source_hash
-from .labels import forward_return
-from .models import walk_forward_predict
+from .labels import label_returns
+from .models import complete_rows, usable_folds, walk_forward_predict
 from .samples import source_for
 from .sessions import last_completed_session, next_session, previous_session, session_close, sessions_apart
 from .settings import Settings
@@ -134,7 +138,7 @@ class Lesson:
 def lesson(panel: Panel, settings: Settings) -> Lesson:
     "Features and label of a panel"
     inputs = features(panel, settings.features.names, settings.features.min_history)
-    return Lesson(panel, inputs, forward_return(panel, settings.label.horizon))
+    return Lesson(panel, inputs, label_returns(panel, settings.question))
 
 # %% ../nbs/12b_research.ipynb #b6d333d2
 def recipe_key(
@@ -143,7 +147,7 @@ def recipe_key(
     code: str,  # fingerprint of the package's source
 ) -> str:  # 20 hexadecimal digits
     "A name for the predictions of one recipe on one panel by one version of the code"
-    sections = settings.features, settings.label, settings.model
+    sections = settings.features, settings.question, settings.model
     said = [section.model_dump(mode="json", exclude={"threads", "expires_after", "strategy"}) for section in sections]
     text = json.dumps([panel.hash, said, code], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
@@ -183,10 +187,94 @@ def out_of_sample(
         raise DataError(f"walk forward: {have} sessions of bars, needed: more than [model] min_train = {need}")
     study = lesson(panel, settings)
     members = walk_forward_predict(
-        study.features, study.label, panel.sessions, settings.label, settings.model, progress,
+        study.features, study.label, panel.sessions, settings.question, settings.model, progress,
         tuned_parameters(settings.models_dir, settings.model.recipe),
     )  # fmt: skip
     short: NDArray[np.float32] = members.astype(np.float32)
     if path:
         keep(path, short)
     return short.astype(np.float64)
+
+# %% ../nbs/12b_research.ipynb #1174bd4f
+@dataclass(frozen=True)
+class Outlook:
+    "What is believed after a close, each [..., N]"
+
+    predicted: Array  # return over the horizon, mean of the members
+    agreement: Array  # of the members, 0 to 1
+    p_correct: Array  # calibrated probability that the sign is right; NaN = not known, or refused
+    distance: Array  # from the training rows, 1 = their edge; NaN = not known
+    half_width: Array  # of the 90 % interval around the prediction; NaN = not known
+    confidence: Array  # the agreement, or 0 where another number refuses: what the plan looks at
+
+# %% ../nbs/12b_research.ipynb #58bc63fa
+def learned_before(
+    study: Lesson,
+    predicted: Array,  # [T, N] out of sample
+    stop: int,  # row after the last that was trained on
+    horizon: int,  # sessions a label spans
+) -> Calibration | None:  # None: too few outcomes
+    "What the forecasts resolved before a fit teach about those that follow"
+    past, label = predicted[:stop], study.label[:stop]
+    if len(resolved(past, label)[0]) < LEAST_OUTCOMES * horizon:
+        return None
+    rows = complete_rows(study.features, study.label)[:stop]
+    return calibrate(past, label, horizon, fit_home(study.features.values[:stop][rows]))
+
+# %% ../nbs/12b_research.ipynb #543d4dd9
+def needed_chance(
+    learned: Calibration | None,
+    price: Array,  # [..., N] USD, raw close
+    settings: Settings,
+) -> Array | None:  # [..., N] 0 to 1, NaN = nobody knows; None: not asked for
+    "The probability of being right that a signal must reach"
+    wanted, costs = settings.signals.p_correct, cost_rules(settings.costs)
+    if wanted == "off":
+        return None
+    if wanted != "break_even":
+        return np.full(price.shape, float(wanted))
+    if learned is None:
+        return np.full(price.shape, np.nan)
+    fixed = round_trip_cost(np.inf, costs)
+    cost = fixed + (round_trip_cost(1.0, costs) - fixed) / price
+    needed = break_even(learned.gain, learned.loss, 0.0) + cost / (learned.gain + learned.loss)
+    return np.clip(needed, 0.5, 1.0)
+
+# %% ../nbs/12b_research.ipynb #ae2665dc
+def outlook(
+    members: Array,  # [M, ..., N] predictions
+    inputs: NDArray[np.float32],  # [..., N, F] what they looked at
+    price: Array,  # [..., N] USD, raw close
+    learned: Calibration | None,
+    settings: Settings,
+) -> Outlook:
+    "Everything that is believed of some predictions"
+    predicted, agreed = consensus(members), agreement(members)
+    likely, distance, width = (np.full(predicted.shape, np.nan) for _ in range(3))
+    if learned is not None:
+        likely, width = p_correct(predicted, learned.stairs), np.full(predicted.shape, learned.half_width)
+        if learned.home is not None:
+            distance = learned.home.distance(inputs)
+            likely = tempered(likely, distance)
+    needed = needed_chance(learned, price, settings)
+    sure = agreed if needed is None else gated(agreed, likely - needed, 0.0)
+    sure = np.where(distance > REFUSED, 0.0 * agreed, sure)
+    return Outlook(predicted, agreed, likely, distance, width, sure)
+
+# %% ../nbs/12b_research.ipynb #14eff4fa
+def outlook_forward(
+    panel: Panel,
+    members: Array,  # [M, T, N] of `out_of_sample`
+    settings: Settings,
+) -> Outlook:  # each [T, N]
+    "What was believed at every close, each fold with what was known when it was fitted"
+    study = lesson(panel, settings)
+    values, close = study.features.values, np.asarray(panel.close)
+    whole = outlook(members, values, close, None, settings)
+    for fold in usable_folds(study.features, study.label, panel.sessions, settings.question, settings.model):
+        rows = slice(fold.test_start, fold.test_stop)
+        learned = learned_before(study, whole.predicted, fold.train_stop, settings.label.horizon)
+        part = outlook(members[:, rows], values[rows], close[rows], learned, settings)
+        for name in ("p_correct", "distance", "half_width", "confidence"):
+            getattr(whole, name)[rows] = getattr(part, name)
+    return whole

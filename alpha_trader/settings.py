@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['Share', 'Loss', 'Rate', 'Positive', 'Count', 'CountFromZero', 'Symbol', 'SPLIT', 'EACH_ONCE', 'SYMBOLS', 'NAMES',
            'SEEDS', 'Symbols', 'Names', 'Seeds', 'Windows', 'Folder', 'WATCHLIST', 'OwnStop', 'OwnTarget',
-           'REFIT_SESSIONS', 'DATABASES', 'SHARED', 'SECTIONS', 'PREFIX', 'SECRET_NAMES', 'PROCESS_ONLY',
-           'AlphaTraderError', 'SettingsError', 'split_list', 'refused', 'each_once', 'upper', 'blank_is_none',
-           'Section', 'DataSettings', 'FeatureSettings', 'LabelSettings', 'ModelSettings', 'SignalSettings',
-           'RiskSettings', 'CostSettings', 'BrokerSettings', 'BacktestSettings', 'RunSettings', 'check_url',
-           'StoreSettings', 'check_shared', 'TuneSettings', 'LogSettings', 'Secrets', 'Places', 'LayeredSettings',
-           'Settings', 'database_url', 'interval', 'allowed', 'as_text', 'shown', 'closest', 'Layer', 'ini_parser',
-           'ini_problem', 'ini_layer', 'environment_layer', 'dotenv_variables', 'objection', 'LayerSource', 'problem',
-           'settled', 'find_root', 'load_settings', 'override', 'SettingRow', 'settings_table']
+           'REFIT_SESSIONS', 'CHANCE', 'Chance', 'DATABASES', 'SHARED', 'SECTIONS', 'PREFIX', 'SECRET_NAMES',
+           'PROCESS_ONLY', 'AlphaTraderError', 'SettingsError', 'split_list', 'refused', 'each_once', 'upper',
+           'blank_is_none', 'Section', 'DataSettings', 'FeatureSettings', 'LabelSettings', 'ModelSettings', 'chance',
+           'SignalSettings', 'PromotionSettings', 'RiskSettings', 'CostSettings', 'BrokerSettings', 'BacktestSettings',
+           'RunSettings', 'check_url', 'StoreSettings', 'check_shared', 'TuneSettings', 'LogSettings', 'Secrets',
+           'Places', 'LayeredSettings', 'Settings', 'database_url', 'interval', 'allowed', 'as_text', 'shown',
+           'closest', 'Layer', 'ini_parser', 'ini_problem', 'ini_layer', 'environment_layer', 'dotenv_variables',
+           'objection', 'LayerSource', 'problem', 'settled', 'find_root', 'load_settings', 'override', 'SettingRow',
+           'settings_table']
 
 # %% ../nbs/00_settings.ipynb #7b22c4c9
 import configparser
@@ -201,6 +202,28 @@ class ModelSettings(Section):
             raise refused(f">= {REFIT_SESSIONS[self.refit]} sessions, because refit = {self.refit}", "expires_after")
         return self
 
+# %% ../nbs/00_settings.ipynb #51aba775
+CHANCE = "off, break_even or a number in [0.5, 1)"
+
+
+def chance(
+    value: object,  # as a person wrote it
+) -> float | str:
+    "Read a probability, or the word for how it is found"
+    text = str(value).strip().lower()
+    if text in ("off", "break_even"):
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        raise refused(CHANCE) from None
+    if not 0.5 <= number < 1.0:
+        raise refused(CHANCE)
+    return number
+
+
+Chance = Annotated[float | str, BeforeValidator(chance), Field(description=CHANCE)]
+
 # %% ../nbs/00_settings.ipynb #9b1f31ed
 class SignalSettings(Section):
     "Predicted returns over the label's horizon that become BUY or SELL"
@@ -208,6 +231,16 @@ class SignalSettings(Section):
     buy: Annotated[float, Field(gt=0, lt=1)] = 0.005
     sell: Loss = -0.005
     confidence: Annotated[float, Field(ge=0, lt=1)] = 0.7  # agreement a signal must exceed
+    p_correct: Chance = "off"  # calibrated probability of being right that a signal must reach
+
+# %% ../nbs/00_settings.ipynb #121180b1
+class PromotionSettings(Section):
+    "When a recipe or a refit takes over"
+
+    automatic: bool = False  # a recipe that passes the gate takes over without a person
+    window: Annotated[float, Field(gt=0, lt=1)] = 0.2  # newest part of the walk-forward that the gate looks at
+    worse: Rate = 0.02  # rank IC that a scheduled refit's recipe may have lost since the last fit
+    drift: bool = True  # nothing new is bought while inputs or forecasts have drifted
 
 # %% ../nbs/00_settings.ipynb #9f0f08bf
 class RiskSettings(Section):
@@ -412,6 +445,7 @@ class Settings(LayeredSettings):
     label: LabelSettings = LabelSettings()
     model: ModelSettings = ModelSettings()
     signals: SignalSettings = SignalSettings()
+    promotion: PromotionSettings = PromotionSettings()
     risk: RiskSettings = RiskSettings()
     costs: CostSettings = CostSettings()
     broker: BrokerSettings = BrokerSettings()

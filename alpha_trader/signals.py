@@ -46,6 +46,8 @@ class Reason(IntEnum):
     MODEL_MISSING = 33
     STALE = 34
     DRIFT = 35
+    MODEL_DRIFT = 36
+    MODEL_UNPROVEN = 37
     EXIT_NOT_FILLED = 40
     NO_FUNDS = 41
     NOT_FILLED = 42
@@ -82,6 +84,8 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.MODEL_MISSING: "there is no model for this universe",
     Reason.STALE: "the bars are older than the last session",
     Reason.DRIFT: "our positions and the broker's do not agree",
+    Reason.MODEL_DRIFT: "the market no longer looks like what the model learned from, or its forecasts have failed",
+    Reason.MODEL_UNPROVEN: "the model's recipe has not passed the gate, which live trading needs",
     Reason.EXIT_NOT_FILLED: "a sale that should have made room was not filled",
     Reason.NO_FUNDS: "the broker refused: not enough funds at the price of the fill",
     Reason.NOT_FILLED: "the symbol did not trade",

@@ -10,11 +10,12 @@ __all__ = ['Price', 'Shares', 'Cash', 'EPOCH', 'PRAGMAS', 'WRITER', 'Key', 'Acco
            'get_state', 'use_account', 'current_account', 'only_one', 'RunRow', 'birth', 'this_process',
            'process_alive', 'AlreadyDone', 'Provenance', 'begin_run', 'bury', 'one_line', 'finish_run', 'abandon_run',
            'succeeded_run', 'BarsRow', 'record_bars', 'ModelState', 'ModelRow', 'universe_hash', 'register_model',
-           'rivals', 'promote', 'champion_of', 'TrialKind', 'TrialRow', 'record_trials', 'trials_on', 'SignalRow',
-           'DecisionRow', 'IntentRow', 'record_intent', 'live_intents', 'OrderRow', 'mirror_order', 'FillRow',
-           'PositionRow', 'position_row', 'move_position', 'book_fill', 'CorporateActionRow', 'book_action',
-           'EquityRow', 'record_equity', 'closing_equity', 'RiskEventRow', 'record_risk', 'halt', 'halted', 'resume',
-           'OutboxRow', 'post', 'unsent', 'LeaseRow', 'acquire_lease', 'holds_fence', 'renew_lease', 'release_lease']
+           'Act', 'PromotionRow', 'rivals', 'promote', 'champion_of', 'record_judgement', 'last_judgement',
+           'previous_champion', 'TrialKind', 'TrialRow', 'record_trials', 'trials_on', 'SignalRow', 'DecisionRow',
+           'IntentRow', 'record_intent', 'live_intents', 'OrderRow', 'mirror_order', 'FillRow', 'PositionRow',
+           'position_row', 'move_position', 'book_fill', 'CorporateActionRow', 'book_action', 'EquityRow',
+           'record_equity', 'closing_equity', 'RiskEventRow', 'record_risk', 'halt', 'halted', 'resume', 'OutboxRow',
+           'post', 'unsent', 'LeaseRow', 'acquire_lease', 'holds_fence', 'renew_lease', 'release_lease']
 
 # %% ../nbs/03_store.ipynb #bda9582d
 import enum
@@ -266,7 +267,7 @@ AccountId = Annotated[str, mapped_column(ForeignKey("accounts.id"))]
 RunId = Annotated[int | None, mapped_column(Integer, ForeignKey("runs.id"))]
 
 # %% ../nbs/03_store.ipynb #0898e474
-HEAD = "0002"  # the newest file in migrations/versions
+HEAD = "0003"  # the newest file in migrations/versions
 
 
 class StoreError(AlphaTraderError):
@@ -723,6 +724,29 @@ def register_model(
             db.add(row)
     return row
 
+# %% ../nbs/03_store.ipynb #e8f6a223
+class Act(enum.StrEnum):
+    "What was done about a model"
+
+    JUDGED = "judged"
+    PROMOTED = "promoted"
+
+
+class PromotionRow(Base):
+    "A judgement of a recipe, or the promotion of a model"
+
+    __tablename__ = "promotions"
+    __table_args__ = (Index(None, "recipe"),)
+
+    id: Mapped[Key]
+    model_id: Mapped[str]
+    recipe: Mapped[str]  # fingerprint of features, label and parameters; the evidence belongs to it
+    act: Mapped[Act]
+    reason: Mapped[str]
+    passed: Mapped[bool | None]  # None: not a judgement
+    passport: Mapped[dict[str, Any]]  # each criterion with its figure; {}: not a judgement
+    at: Mapped[datetime]
+
 # %% ../nbs/03_store.ipynb #a005bbc9
 def rivals(
     row: ModelRow,
@@ -746,6 +770,7 @@ def promote(
         champions = update(ModelRow).where(rivals(row), ModelRow.state == ModelState.CHAMPION)
         db.execute(champions.values(state=ModelState.RETIRED))
         row.state, row.reason, row.promoted_at = ModelState.CHAMPION, reason, now
+        db.add(PromotionRow(model_id=row.id, recipe=row.recipe, act=Act.PROMOTED, reason=reason, passed=None, passport={}, at=now))
     return row
 
 # %% ../nbs/03_store.ipynb #a70942a1
@@ -760,6 +785,40 @@ def champion_of(
     with reading(engine) as db:
         key = {"strategy": strategy, "source": source, "feed": feed, "universe_hash": universe_hash(universe)}
         return db.scalars(select(ModelRow).filter_by(**key, state=ModelState.CHAMPION)).one_or_none()
+
+# %% ../nbs/03_store.ipynb #4ea0bd51
+def record_judgement(
+    engine: Engine,
+    model: ModelRow,
+    passed: bool,
+    text: str,  # the verdict in one sentence
+    passport: Mapping[str, Any],  # JSON-ready
+    now: datetime,
+) -> None:
+    "Keep what the gate said about a recipe"
+    with writing(engine) as db:
+        said = {"reason": text, "passed": passed, "passport": dict(passport), "at": now}
+        db.add(PromotionRow(model_id=model.id, recipe=model.recipe, act=Act.JUDGED, **said))
+
+
+def last_judgement(
+    engine: Engine,
+    recipe: str,
+) -> PromotionRow | None:  # None: never judged
+    "What the gate said last about a recipe"
+    with reading(engine) as db:
+        query = select(PromotionRow).filter_by(recipe=recipe, act=Act.JUDGED).order_by(PromotionRow.id.desc())
+        return db.scalars(query.limit(1)).one_or_none()
+
+
+def previous_champion(
+    engine: Engine,
+    champion: ModelRow,
+) -> ModelRow | None:  # None: there was none before
+    "The model that was champion before this one"
+    with reading(engine) as db:
+        was = select(ModelRow).where(rivals(champion), ModelRow.state == ModelState.RETIRED)
+        return db.scalars(was.order_by(ModelRow.promoted_at.desc()).limit(1)).one_or_none()
 
 # %% ../nbs/03_store.ipynb #823d3285
 class TrialKind(enum.StrEnum):

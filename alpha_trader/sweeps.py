@@ -20,13 +20,12 @@ from sqlalchemy import Engine
 # %% ../nbs/13d_sweeps.ipynb #a8f33bf6
 from .backtest import buy_and_hold, window
 from .bars import Panel
-from .confidence import agreement, consensus
 from .domain import InputError
 from .evidence import Tries, deflated_sharpe, excess_sharpes, overfitting_probability
 from .fills import cost_rules
 from .pipeline import chosen, traded_window
 from .plan import Floats
-from .research import load_bars, out_of_sample
+from .research import load_bars, out_of_sample, outlook_forward
 from .settings import Settings
 from .statistics import YEAR, daily_returns, moments
 from .store import TrialKind
@@ -69,8 +68,9 @@ def predictor_of(
             if progress:
                 progress(before * total + done, points * total)
 
-        members = out_of_sample(panel, point, settings.data_dir / "predictions", told)[:, :, columns]
-        return consensus(members), agreement(members)
+        members = out_of_sample(panel, point, settings.data_dir / "predictions", told)
+        view = outlook_forward(panel, members, point)
+        return view.predicted[:, columns], view.confidence[:, columns]
 
     return predict
 

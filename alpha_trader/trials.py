@@ -23,14 +23,13 @@ from sqlalchemy import Engine
 
 from .backtest import Backtest, buy_and_hold, run_backtest
 from .bars import Panel, adjusted
-from .confidence import agreement, consensus
 from .context import current_run
 from .domain import InputError
 from .evidence import ONE_TRY, Evidence, Tries, excess_sharpes, pooled, tries_of, verdict
 from .fills import cost_rules
 from .kernels import PACKAGE, source_hash
 from .pipeline import Study, backtest, traded_window
-from .research import load_bars, out_of_sample
+from .research import load_bars, out_of_sample, outlook_forward
 from .samples import synthetic_panel
 from .settings import Settings
 from .statistics import daily_returns
@@ -151,9 +150,9 @@ def pipeline_verdict(
 ) -> tuple[Evidence, Backtest]:
     "What the pipeline makes of some bars"
     members = out_of_sample(panel, settings)
-    predicted = consensus(members)
-    start, end = traded_window(panel, predicted, 0)
-    result = run_backtest(panel, predicted, agreement(members), settings, None, start, end)
+    view = outlook_forward(panel, members, settings)
+    start, end = traded_window(panel, view.predicted, 0)
+    result = run_backtest(panel, view.predicted, view.confidence, settings, None, start, end)
     holding = buy_and_hold(panel, result.first, result.stop, result.capital, cost_rules(settings.costs))
     return verdict(result.equity, holding, result.capital), result
 

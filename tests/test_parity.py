@@ -8,17 +8,19 @@ import pytest
 from replay import SMALL, Lab, close, closes, fills, prepare, trade
 
 from alpha_trader.backtest import Backtest, fills_frame, run_backtest
-from alpha_trader.confidence import agreement, consensus
+from alpha_trader.calibration import Calibration
 from alpha_trader.desk import champion
 from alpha_trader.features import features
 from alpha_trader.models import predict_panel
 from alpha_trader.registry import load_model
-from alpha_trader.research import load_bars
+from alpha_trader.research import load_bars, outlook
 
 SETTINGS = {
     "shipped": {},
     "closes": {"risk.stop_check": "close", "risk.max_positions": 2, "label.horizon": 3, "risk.stop_loss": -0.02},
     "fractional": {"risk.fractional": "true", "risk.cash": "t1", "risk.max_exposure": 0.3, "costs.half_spread": 0.002},
+    "likely": {"model.min_train": 1500, "model.refit": "yearly", "signals.p_correct": 0.52},
+    "break even": {"model.min_train": 1500, "signals.p_correct": "break_even"},
 }
 
 
@@ -27,11 +29,13 @@ def backtest_of(lab: Lab) -> Backtest:
     panel = load_bars(lab.settings)
     row = champion(lab.settings, lab.engine, panel)
     assert row is not None
-    model, _ = load_model(lab.settings.models_dir, row.id)
-    members = predict_panel(model, features(panel, lab.settings.features.names, lab.settings.features.min_history))
+    model, card = load_model(lab.settings.models_dir, row.id)
+    inputs = features(panel, lab.settings.features.names, lab.settings.features.min_history)
+    learned = Calibration.from_dict(card.calibration) if card.calibration else None
+    view = outlook(predict_panel(model, inputs), inputs.values, np.asarray(panel.close), learned, lab.settings)
     capital = float(lab.settings.broker.capital)
-    views = consensus(members), agreement(members)
-    return run_backtest(panel, *views, lab.settings, capital, lab.sessions[0], lab.sessions[-1])
+    days = lab.sessions[0], lab.sessions[-1]
+    return run_backtest(panel, view.predicted, view.confidence, lab.settings, capital, *days)
 
 
 def compare(lab: Lab) -> int:
