@@ -54,6 +54,8 @@ from alpha_trader.fills import (
     round_trip_cost,
     split_price,
 )
+
+# %% ../nbs/13b_parity.ipynb #df7b0a97
 from .models import predict_panel
 from alpha_trader.plan import (
     Book,
@@ -315,7 +317,7 @@ def market_at(world: World, session: date) -> Market:
     )  # fmt: skip
 
 # %% ../nbs/13b_parity.ipynb #921be4c2
-ABOUT_THE_ACCOUNT = (Reason.DAY_LOSS, Reason.HALTED, Reason.DRIFT)
+ABOUT_THE_ACCOUNT = (Reason.DAY_LOSS, Reason.HALTED, Reason.DRIFT, Reason.MODEL_DRIFT, Reason.MODEL_UNPROVEN)
 
 
 def gate_at(world: World, memory: Memory, session: date) -> Reason:

@@ -117,7 +117,7 @@ def ground_of(
     predicted = predictor_of(whole, columns, settings, 1, progress)(settings)[0]
     return Ground(whole, columns, panel, traded_rows(panel, predicted, sessions or settings.backtest.sessions, *span), money)
 
-
+# %% ../nbs/13d_sweeps.ipynb #633cde3c
 def walked(
     ground: Ground,
     grid: Grid,
@@ -130,7 +130,7 @@ def walked(
     folder = settings.data_dir / "sweeps"
     return run_sweep(ground.panel, grid, settings, predictor, ground.capital, ground.rows, folder, progress, costless)
 
-
+# %% ../nbs/13d_sweeps.ipynb #76de99a4
 def sweep(
     settings: Settings,
     ranges: str,  # section.key=first:last:count or section.key=a,b,c, separated by white space
@@ -220,7 +220,7 @@ def with_evidence(
     found = [deflated_sharpe(sample, tries) if np.isfinite(sample.sharpe) else np.nan for sample in samples]
     return table.assign(deflated_sharpe=found)
 
-
+# %% ../nbs/13d_sweeps.ipynb #59b27dec
 def judged_sweep(
     engine: Engine,
     ground: Ground,
@@ -239,7 +239,7 @@ def judged_sweep(
     tries = trials_counted(engine, look)
     return SweepStudy(result, with_evidence(result, benchmark, tries, most), tries, overfitting_of(result))
 
-
+# %% ../nbs/13d_sweeps.ipynb #d6b05363
 def sweep_study(
     settings: Settings,
     engine: Engine,

@@ -49,13 +49,22 @@ LOOKS = {  # command → keys of its JSON, words of its table
 }
 
 
+def forgetful(found: dict[str, object]) -> dict[str, object]:
+    "Without the ledger of tries: a backtest that was looked at is counted, and that is all it writes"
+    kept = dict(found)
+    for name, content in found.items():
+        if isinstance(content, dict):
+            kept[name] = {table: rows for table, rows in content.items() if table != "trials"}
+    return kept
+
+
 @pytest.fixture(scope="session")
 def looked(first: Path) -> dict[str, tuple[Answer, Answer]]:
     "What each of them told a person and a program, and that nothing was changed by it"
-    before = memory(first)
+    before = forgetful(memory(first))
     words = [command.split() for command in LOOKS]
     answers = alpha_traders(first, *words, *([*command, "--json"] for command in words))
-    assert memory(first) == before, "a command that looks must not write"
+    assert forgetful(memory(first)) == before, "a command that looks must not write"
     return dict(zip(LOOKS, zip(answers[: len(words)], answers[len(words) :], strict=True), strict=True))
 
 

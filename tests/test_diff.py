@@ -54,6 +54,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return settings
 
 
+@pytest.mark.slow  # each revision compiles its own kernels
 def test_the_same_code_makes_the_same_orders(workspace: Settings) -> None:
     found = signal_diff(workspace, "start", "settings.ini", 60)
     assert found.facts()["orders"] == "0 of 60 sessions would have had different orders"
@@ -63,6 +64,7 @@ def test_the_same_code_makes_the_same_orders(workspace: Settings) -> None:
     assert np.count_nonzero(found.old.planned) >= 5
 
 
+@pytest.mark.slow
 def test_other_code_makes_other_orders(workspace: Settings) -> None:
     found = signal_diff(workspace, "start", "opposite", 60)
     np.testing.assert_array_equal(found.old.predicted, -found.new.predicted)
@@ -94,6 +96,7 @@ def test_what_cannot_be_compared_is_one_line(workspace: Settings) -> None:
         signal_diff(workspace, "settings.ini", "wrong.ini", 20)
 
 
+@pytest.mark.slow
 def test_the_checkout_is_left_alone(workspace: Settings) -> None:
     status = git(workspace.root, "status", "--porcelain")
     signal_diff(workspace, "start", "settings.ini", 20)

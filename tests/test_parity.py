@@ -54,7 +54,10 @@ def compare(lab: Lab) -> int:
     return len(ours)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+CASES = [pytest.param(name, marks=pytest.mark.slow if name == "likely" else ()) for name in SETTINGS]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_live_equals_backtest_on_the_sample(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     sessions = 250 if request.config.getoption("--slow") else 30
     lab = prepare(tmp_path, SMALL | {"run.paper_sessions": sessions} | SETTINGS[name])

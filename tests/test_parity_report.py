@@ -297,7 +297,9 @@ def test_another_plan_of_the_same_bars_is_another_decision(lab: Lab, odd: date) 
         assert model is not None
 
         class Mirror:
-            def predict(self, rows: np.ndarray) -> np.ndarray:
+            features, members = model.features, model.members
+
+            def predict(self, rows: np.ndarray, *more: object) -> np.ndarray:
                 return -model.predict(rows)
 
         return replace(desk, model=Mirror())  # type: ignore[arg-type]

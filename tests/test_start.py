@@ -96,7 +96,7 @@ def test_the_summary(first: tuple[Path, Answer]) -> None:
     closed = [row["equity"] for row in rows["equity_snapshots"] if row["kind"] == "close"][-1]
     for words in (
         f"model     {model['id']}, champion: first model, paper only",
-        "evidence of skill: Sharpe ratio",
+        "evidence of skill",
         "five companies that survived: nothing about the future follows from them",
         f"account   demo: 100,000.00 → {closed / 100:,.2f} USD",
         ", ".join(f"{n} {purpose}" for purpose, n in sorted(count.items())),
