@@ -468,6 +468,14 @@ class Compared:
         "USD that live is ahead of the backtest"
         return round(self.actual - self.expected, 2)
 
+    def row(self) -> dict[str, object]:
+        "The session in one line of a table"
+        causes = ", ".join(f"{cause} {amount:+.2f}" for cause, amount in self.causes.items() if amount)
+        return {
+            "session": self.session, "expected": self.expected, "actual": self.actual, "gap": self.gap,
+            "decisions": len(self.differences), "missed": self.missed, "bars_changed": ", ".join(sorted(self.changed)), "causes": causes,
+        }  # fmt: skip
+
     @property
     def alarm(self) -> str:
         "One line when the decisions differ, else empty"
@@ -604,12 +612,7 @@ class Parity:
 
     def table(self) -> pd.DataFrame:  # one row a session
         "The sessions one by one"
-        rows = [
-            (each.session, each.expected, each.actual, each.gap, len(each.differences), each.missed, ", ".join(sorted(each.changed)),
-             ", ".join(f"{cause} {amount:+.2f}" for cause, amount in each.causes.items() if amount))
-            for each in self.sessions
-        ]  # fmt: skip
-        return pd.DataFrame(rows, columns=["session", "expected", "actual", "gap", "decisions", "missed", "bars_changed", "causes"])
+        return pd.DataFrame([each.row() for each in self.sessions])
 
     def decisions(self) -> pd.DataFrame:  # one row a symbol decided otherwise
         "Every decision that differs"
