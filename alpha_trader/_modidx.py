@@ -919,6 +919,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'alpha_trader.parity.Compared': ('parity.html#compared', 'alpha_trader/parity.py'),
                                      'alpha_trader.parity.Compared.alarm': ('parity.html#compared.alarm', 'alpha_trader/parity.py'),
                                      'alpha_trader.parity.Compared.gap': ('parity.html#compared.gap', 'alpha_trader/parity.py'),
+                                     'alpha_trader.parity.Compared.row': ('parity.html#compared.row', 'alpha_trader/parity.py'),
                                      'alpha_trader.parity.Lot': ('parity.html#lot', 'alpha_trader/parity.py'),
                                      'alpha_trader.parity.Lot.fill': ('parity.html#lot.fill', 'alpha_trader/parity.py'),
                                      'alpha_trader.parity.Memory': ('parity.html#memory', 'alpha_trader/parity.py'),

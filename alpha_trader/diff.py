@@ -45,9 +45,15 @@ def measured(
 
     inputs = features(panel, settings.features.names, settings.features.min_history)
     members = out_of_sample(panel, settings)
-    predicted = consensus(members)
+    try:
+        from alpha_trader.research import outlook_forward
+
+        view = outlook_forward(panel, members, settings)
+        predicted, confidence = view.predicted, view.confidence
+    except ImportError:  # a revision that took the members' agreement for confidence
+        predicted, confidence = consensus(members), agreement(members)
     days = panel.sessions
-    result = run_backtest(panel, predicted, agreement(members), settings, None, days[-sessions].item(), days[-1].item())
+    result = run_backtest(panel, predicted, confidence, settings, None, days[-sessions].item(), days[-1].item())
     fills = fills_frame(result)
     seen = slice(result.first - 1, result.stop - 1)  # the rows a morning reads
     return {

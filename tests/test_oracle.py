@@ -37,6 +37,7 @@ from alpha_trader.execution import Reconciliation
 from alpha_trader.features import volatility
 from alpha_trader.fills import cost_rules, exit_level
 from alpha_trader.plan import Orders, empty_orders, plan, plan_rules, recheck_entries
+from alpha_trader.research import Outlook
 from alpha_trader.risk import day_loss_breached, risk_rules, target_quantity
 from alpha_trader.sessions import open_index, session_close, session_open, sessions_between
 from alpha_trader.settings import SECTIONS, Settings
@@ -378,10 +379,10 @@ class Live:
         panel, splits = world.panel.upto(world.panel.sessions[known].item()), world.panel.splits[row]
         calm = Reconciliation(account, {}, cash_drift=Decimal(0), **NOTHING_NEW)
         seen = Observation(day, self.broker.now, account, panel, splits, self.rows, (), {}, {}, ((gate, ""),), calm)
-        market = market_of(seen, np.zeros((2, len(panel.symbols))), chosen)
-        market = market._replace(
-            predicted=world.predicted[known], confidence=world.confidence[known], volatility=world.volatility[known]
-        )
+        predicted, confidence = world.predicted[known], world.confidence[known]
+        unasked = [np.full(len(panel.symbols), np.nan)] * 4
+        market = market_of(seen, Outlook(predicted, *unasked, confidence), chosen)
+        market = market._replace(volatility=world.volatility[known])
         orders = plan(market, book_of(seen), funds_of(seen, chosen), plan_rules(chosen), seen.gate)
         symbols = panel.symbols
         self.journal.reasons[row] = {symbol: Reason(orders.reason[n]) for n, symbol in enumerate(symbols)}

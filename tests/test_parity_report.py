@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from alpha_trader.context import RunContext, using_run
 from alpha_trader.cycle import Desk
 from alpha_trader.desk import open_broker, open_desk
 from alpha_trader.domain import InputError, OrderIntent, Purpose, Rejected, RejectReason, Side
+from alpha_trader.models import Ensemble
 from alpha_trader.parity import Cause, Parity, parity, raise_alarms
 from alpha_trader.pipeline import close_by_hand, trade_cycle
 from alpha_trader.research import load_bars
@@ -292,17 +294,13 @@ def owner(lab: Lab) -> SimBroker:
 
 
 def test_another_plan_of_the_same_bars_is_another_decision(lab: Lab, odd: date) -> None:
+    class Mirror(Ensemble):
+        def predict(self, *inputs: Any, **words: Any) -> np.ndarray:
+            return -super().predict(*inputs, **words)
+
     def bolder(desk: Desk) -> Desk:
-        model = desk.model
-        assert model is not None
-
-        class Mirror:
-            features, members = model.features, model.members
-
-            def predict(self, rows: np.ndarray, *more: object) -> np.ndarray:
-                return -model.predict(rows)
-
-        return replace(desk, model=Mirror())  # type: ignore[arg-type]
+        assert desk.model is not None
+        return replace(desk, model=Mirror(**vars(desk.model)))
 
     trade_all(lab, odd, bolder)
     found = parity(lab.settings, lab.engine)

@@ -21,11 +21,9 @@ import alpha_trader
 from alpha_trader.backtest import Backtest, fills_frame, run_backtest
 from alpha_trader.bars import COLUMNS
 from alpha_trader.books import decisions_of
-from alpha_trader.confidence import agreement, consensus
 from alpha_trader.context import RunContext, using_run
 from alpha_trader.desk import champion, open_desk
-from alpha_trader.features import features
-from alpha_trader.models import predict_panel
+from alpha_trader.parity import world_of
 from alpha_trader.pipeline import Cycle, trade_cycle
 from alpha_trader.registry import load_model
 from alpha_trader.research import load_bars
@@ -143,11 +141,10 @@ def walked(lab: Lab) -> Backtest:
     panel = load_bars(lab.settings)
     row = champion(lab.settings, lab.engine, panel)
     assert row is not None
-    model, card = load_model(lab.settings.models_dir, row.id)
-    members = predict_panel(model, features(panel, lab.settings.features.names, lab.settings.features.min_history))
+    world, card = world_of(panel, lab.settings, row.id), load_model(lab.settings.models_dir, row.id)[1]
     age = np.arange(len(panel.index)) - panel.row(card.as_of)
     gate = np.where(age > lab.settings.model.expires_after, Reason.MODEL_EXPIRED, Reason.NONE).astype(np.int64)
-    views = consensus(members), agreement(members)
+    views = world.forecast.predicted, world.forecast.confidence
     capital, span = float(lab.settings.broker.capital), (lab.sessions[0], lab.sessions[-1])
     return run_backtest(panel, *views, lab.settings, capital, *span, gate)
 
