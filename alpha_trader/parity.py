@@ -54,6 +54,8 @@ from alpha_trader.fills import (
     round_trip_cost,
     split_price,
 )
+
+# %% ../nbs/13b_parity.ipynb #a1beae2d
 from .models import predict_panel
 from alpha_trader.plan import (
     Book,
