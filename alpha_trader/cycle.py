@@ -253,7 +253,8 @@ def drift_now(
     newest = FeatureSet(inputs.names, inputs.values[rows])
     said = np.mean(predict_panel(desk.model, newest, symbols=panel.symbols), axis=0)
     said[panel.sessions[rows] <= np.datetime64(desk.card.as_of)] = np.nan
-    return measure_drift(Normal.from_dict(desk.card.normal), newest.values, said, label_returns(panel, label)[rows])
+    lag = purge(label.horizon)
+    return measure_drift(Normal.from_dict(desk.card.normal), newest.values, said, label_returns(panel, label)[rows], lag)
 
 
 def drift_gate(desk: Desk, drift: Drift | None) -> list[tuple[Reason, str]]:
@@ -511,7 +512,7 @@ def newest_bars(
     return found
 
 # %% ../nbs/12c_cycle.ipynb #14e7e621
-SECTIONS_OF_A_PLAN = ("features", "label", "signals", "risk", "costs")
+SECTIONS_OF_A_PLAN = ("features", "label", "signals", "promotion", "risk", "costs")
 
 
 def inputs_of(desk: Desk, decision: Decision) -> str:  # JSON

@@ -49,11 +49,11 @@ def measured(
         from alpha_trader.research import outlook_forward
 
         view = outlook_forward(panel, members, settings)
-        predicted, confidence = view.predicted, view.confidence
+        predicted, confidence, gate = view.predicted, view.confidence, getattr(view, "gate", None)
     except ImportError:  # a revision that took the members' agreement for confidence
-        predicted, confidence = consensus(members), agreement(members)
+        predicted, confidence, gate = consensus(members), agreement(members), None
     days = panel.sessions
-    result = run_backtest(panel, predicted, confidence, settings, None, days[-sessions].item(), days[-1].item())
+    result = run_backtest(panel, predicted, confidence, settings, None, days[-sessions].item(), days[-1].item(), gate)
     fills = fills_frame(result)
     seen = slice(result.first - 1, result.stop - 1)  # the rows a morning reads
     return {

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['JUDGED_AGAIN', 'BY_HAND', 'Cause', 'Memory', 'numbers_of', 'memory_of', 'Lot', 'records', 'lots_before', 'Morning',
-           'cash_before', 'rebuilt_book', 'written_book', 'changed_bars', 'revised_in', 'settings_then', 'World',
-           'world_of', 'market_at', 'gate_at', 'morning_of', 'Trade', 'day_of', 'worth', 'merged', 'steps',
+           'cash_before', 'rebuilt_book', 'written_book', 'changed_bars', 'revised_in', 'settings_then', 'model_gates',
+           'World', 'world_of', 'market_at', 'gate_at', 'morning_of', 'Trade', 'day_of', 'worth', 'merged', 'steps',
            'symbol_causes', 'Compared', 'recorded_orders', 'different', 'dividends_missing', 'explained', 'compared',
            'Parity', 'judged_sessions', 'model_then', 'universe_then', 'parity', 'day_named', 'parity_between',
            'raise_alarms']
@@ -43,7 +43,8 @@ from .calibration import Calibration
 from .cycle import SECTIONS_OF_A_PLAN, newest_bars
 from .desk import account_in_use
 from .domain import InputError
-from .features import features
+from .drift import Normal
+from .features import FeatureSet, features
 from alpha_trader.fills import (
     cash_flow,
     commission,
@@ -56,6 +57,7 @@ from alpha_trader.fills import (
 )
 
 # %% ../nbs/13b_parity.ipynb #a1beae2d
+from .labels import label_returns
 from .models import predict_panel
 from alpha_trader.plan import (
     Book,
@@ -70,8 +72,8 @@ from alpha_trader.plan import (
     queue_of,
     recheck_entries,
 )
-from .registry import load_model
-from .research import load_bars, outlook
+from .registry import ModelCard, load_model
+from .research import Lesson, gates_forward, load_bars, outlook
 from .risk import day_loss_breached, risk_rules
 from .sessions import previous_session, sessions_apart, sessions_between
 from .settings import Settings
@@ -272,7 +274,25 @@ def settings_then(settings: Settings, inputs: Mapping[str, Any] | None) -> Setti
     if inputs is None:
         return settings
     said = inputs["settings"]
-    return settings.model_copy(update={name: type(getattr(settings, name))(**said[name]) for name in SECTIONS_OF_A_PLAN})
+    return settings.model_copy(update={name: type(getattr(settings, name))(**said[name]) for name in SECTIONS_OF_A_PLAN if name in said})
+
+# %% ../nbs/13b_parity.ipynb #d95574a0
+def model_gates(
+    panel: Panel,
+    settings: Settings,
+    card: ModelCard,
+    inputs: FeatureSet,  # float32[T, N, F]
+    predicted: np.ndarray,  # float64[T, N]
+) -> np.ndarray:  # int64[T] `Reason` against everything new in the next session
+    "What the model itself says against new positions"
+    rows, gate = len(panel.index), np.zeros(len(panel.index), dtype=np.int64)
+    fitted, horizon = panel.row(card.as_of), card.label.horizon
+    if card.normal and settings.promotion.drift:
+        study = Lesson(panel, inputs, label_returns(panel, card.label))
+        span = slice(fitted + 1, rows)
+        gate[span] = gates_forward(Normal.from_dict(card.normal), study, predicted, span, horizon)
+    gate[np.arange(rows) - fitted > settings.model.expires_after] = Reason.MODEL_EXPIRED
+    return gate
 
 # %% ../nbs/13b_parity.ipynb #a685736f
 @dataclass(frozen=True)
@@ -283,7 +303,6 @@ class World:
     settings: Settings  # of the plan
     model_id: str | None
     forecast: Forecast
-    expired: np.ndarray  # bool[T] may the model open nothing new in the next session?
 
     @cached_property
     def tape(self) -> Tape:
@@ -294,16 +313,17 @@ class World:
 def world_of(panel: Panel, settings: Settings, model_id: str | None) -> World:
     "Predictions of one model for all sessions"
     shape = panel.close.shape
-    predicted, confidence, expired = np.full(shape, np.nan), np.full(shape, np.nan), np.ones(shape[0], dtype=bool)
+    predicted, confidence = np.full(shape, np.nan), np.full(shape, np.nan)
+    gate = np.full(shape[0], Reason.MODEL_MISSING, dtype=np.int64)
     if model_id is not None:
         model, card = load_model(settings.models_dir, model_id)
         inputs = features(panel, settings.features.names, settings.features.min_history)
         learned = Calibration.from_dict(card.calibration) if card.calibration else None
         view = outlook(predict_panel(model, inputs, symbols=panel.symbols), inputs.values, np.asarray(panel.close), learned, settings)
         predicted, confidence = view.predicted, view.confidence
-        expired = np.arange(shape[0]) - panel.row(card.as_of) > settings.model.expires_after
-    forecast = forecast_of(panel, predicted, confidence, settings.data.max_move)
-    return World(panel, settings, model_id, forecast, expired)
+        gate = model_gates(panel, settings, card, inputs, predicted)
+    forecast = forecast_of(panel, predicted, confidence, settings.data.max_move, gate)
+    return World(panel, settings, model_id, forecast)
 
 # %% ../nbs/13b_parity.ipynb #9b3f9552
 def market_at(world: World, session: date) -> Market:
@@ -317,7 +337,7 @@ def market_at(world: World, session: date) -> Market:
     )  # fmt: skip
 
 # %% ../nbs/13b_parity.ipynb #921be4c2
-JUDGED_AGAIN = (Reason.NONE, Reason.STALE, Reason.MODEL_MISSING, Reason.MODEL_EXPIRED)
+JUDGED_AGAIN = (Reason.NONE, Reason.STALE, Reason.MODEL_MISSING, Reason.MODEL_EXPIRED, Reason.MODEL_DRIFT)
 
 
 def gate_at(world: World, memory: Memory, session: date) -> Reason:
@@ -328,9 +348,7 @@ def gate_at(world: World, memory: Memory, session: date) -> Reason:
     now, before = (closes.get(day, np.nan) for day in (previous_session(session), previous_session(session, 2)))
     if inputs is None and day_loss_breached(now, before, risk_rules(world.settings.risk)):
         return Reason.DAY_LOSS
-    if world.model_id is None:
-        return Reason.MODEL_MISSING
-    return Reason.MODEL_EXPIRED if world.expired[world.panel.row(session) - 1] else Reason.NONE
+    return Reason(world.forecast.gate[world.panel.row(session) - 1])
 
 # %% ../nbs/13b_parity.ipynb #b80b3d15
 def morning_of(world: World, memory: Memory, session: date) -> Morning:

@@ -181,9 +181,9 @@ def backtest(
     part = panel.select([panel.symbols[n] for n in columns])
     money, views = capital or settings.backtest.capital, (view.predicted[:, columns], view.confidence[:, columns])
     window = traded_window(part, views[0], sessions or settings.backtest.sessions)
-    result, dearer = run_backtest(part, *views, settings, money, *window), costs_times(settings, 2.0)
+    result, dearer = run_backtest(part, *views, settings, money, *window, view.gate), costs_times(settings, 2.0)
     fills, closed, numbers = judged(result, settings)
-    doubled = judged(run_backtest(part, *views, dearer, money, *window), dearer)[2]
+    doubled = judged(run_backtest(part, *views, dearer, money, *window, view.gate), dearer)[2]
     holding = buy_and_hold(part, result.first, result.stop, money, cost_rules(settings.costs))
     held = performance(holding, money, np.empty(0), settings.backtest.risk_free)
     answer = verdict(result.equity, holding, money)

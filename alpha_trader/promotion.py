@@ -126,7 +126,7 @@ def walk_recipe(
     "A recipe traded over the window, on predictions out of sample"
     view = outlook_forward(panel, out_of_sample(panel, settings, settings.data_dir / "predictions"), settings)
     sessions = window or judged_window(panel, view.predicted, settings.promotion.window)
-    return run_backtest(panel, view.predicted, view.confidence, settings, None, *sessions)
+    return run_backtest(panel, view.predicted, view.confidence, settings, None, *sessions, view.gate)
 
 # %% ../nbs/13f_promotion.ipynb #c24b6bc6
 def model_named(engine: Engine, model_id: str) -> ModelRow:

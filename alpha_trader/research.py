@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Array', 'bars_folder', 'universe_note', 'data_now', 'load_bars', 'freshness', 'bars_ages', 'known_symbol',
            'bars_table', 'last_price', 'Lesson', 'lesson', 'recipe_key', 'keep', 'kept', 'out_of_sample', 'Outlook',
-           'learned_before', 'needed_chance', 'outlook', 'outlook_forward']
+           'learned_before', 'needed_chance', 'outlook', 'normal_before', 'gates_forward', 'outlook_forward']
 
 # %% ../nbs/12b_research.ipynb #48031097
 import hashlib
@@ -23,14 +23,16 @@ from .bars import BarSource, Panel, bars_path, load_panel, universe
 from .calibration import LEAST_OUTCOMES, REFUSED, Calibration, break_even, calibrate, fit_home, gated, p_correct, resolved, tempered
 from .confidence import agreement, consensus
 from .domain import DataError, InputError
+from .drift import WINDOW, Normal, drift_path, drifted, fit_normal
 from .features import FeatureSet, features
 from .fills import cost_rules, round_trip_cost
 from .kernels import PACKAGE, source_hash
-from .labels import label_returns
+from .labels import label_returns, purge
 from .models import complete_rows, usable_folds, walk_forward_predict
 from .samples import source_for
 from .sessions import last_completed_session, next_session, previous_session, session_close, sessions_apart
 from .settings import Settings
+from .signals import Reason
 from .tuning import tuned_parameters
 
 # %% ../nbs/12b_research.ipynb #92f58c4a
@@ -206,6 +208,7 @@ class Outlook:
     distance: Array  # from the training rows, 1 = their edge; NaN = not known
     half_width: Array  # of the 90 % interval around the prediction; NaN = not known
     confidence: Array  # the agreement, or 0 where another number refuses: what the plan looks at
+    gate: NDArray[np.int64]  # [...] `Reason` against everything new in the next session
 
 # %% ../nbs/12b_research.ipynb #58bc63fa
 def learned_before(
@@ -259,7 +262,33 @@ def outlook(
     needed = needed_chance(learned, price, settings)
     sure = agreed if needed is None else gated(agreed, likely - needed, 0.0)
     sure = np.where(distance > REFUSED, 0.0 * agreed, sure)
-    return Outlook(predicted, agreed, likely, distance, width, sure)
+    return Outlook(predicted, agreed, likely, distance, width, sure, np.zeros(predicted.shape[:-1], dtype=np.int64))
+
+# %% ../nbs/12b_research.ipynb #73fd5b1b
+def normal_before(
+    study: Lesson,
+    predicted: Array,  # [T, N] out of sample
+    stop: int,  # row after the last that was trained on
+) -> Normal:
+    "What the market and the forecasts looked like up to a fit"
+    return fit_normal(study.features.names, study.features.values[:stop], predicted[:stop], study.label[:stop])
+
+
+def gates_forward(
+    normal: Normal,  # of a fit
+    study: Lesson,
+    predicted: Array,  # [T, N]
+    rows: slice,  # sessions after which that fit predicts
+    horizon: int,  # sessions a label spans
+) -> NDArray[np.int64]:  # [T of the rows] `Reason` against everything new in the next session
+    "When a fit would have been stopped by drift"
+    lag = purge(horizon)
+    start = max(rows.start - WINDOW - lag, 0)
+    own = predicted[start : rows.stop].copy()
+    own[: rows.start - start] = np.nan  # others said that
+    seen = slice(start, rows.stop)
+    index, ic = drift_path(normal, study.features.values[seen], own, study.label[seen], lag)
+    return np.where(drifted(normal, index, ic)[rows.start - start :], Reason.MODEL_DRIFT, Reason.NONE).astype(np.int64)
 
 # %% ../nbs/12b_research.ipynb #14eff4fa
 def outlook_forward(
@@ -277,4 +306,7 @@ def outlook_forward(
         part = outlook(members[:, rows], values[rows], close[rows], learned, settings)
         for name in ("p_correct", "distance", "half_width", "confidence"):
             getattr(whole, name)[rows] = getattr(part, name)
+        if settings.promotion.drift:
+            normal = normal_before(study, whole.predicted, fold.train_stop)
+            whole.gate[rows] = gates_forward(normal, study, whole.predicted, rows, settings.label.horizon)
     return whole

@@ -29,7 +29,7 @@ from .research import load_bars, out_of_sample, outlook_forward
 from .settings import Settings
 from .statistics import YEAR, daily_returns, moments
 from .store import TrialKind
-from .sweep import RETURNS, Grid, Predictor, SweepResult, best, chunks_of, parse_grid, run_sweep, trained_points
+from .sweep import RETURNS, Grid, Predictor, SweepResult, Views, best, chunks_of, parse_grid, run_sweep, trained_points
 from .trials import count_trials, look_at, trials_counted
 
 # %% ../nbs/13d_sweeps.ipynb #9584b177
@@ -60,7 +60,7 @@ def predictor_of(
     "What models trained only on the past said, for the settings of a point"
     asked: list[Settings] = []
 
-    def predict(point: Settings) -> tuple[Floats, Floats]:
+    def predict(point: Settings) -> Views:
         asked.append(point)
         before = len(asked) - 1
 
@@ -70,7 +70,7 @@ def predictor_of(
 
         members = out_of_sample(panel, point, settings.data_dir / "predictions", told)
         view = outlook_forward(panel, members, point)
-        return view.predicted[:, columns], view.confidence[:, columns]
+        return view.predicted[:, columns], view.confidence[:, columns], view.gate
 
     return predict
 

@@ -23,7 +23,6 @@ from .backtest import fills_frame, run_backtest
 from .bars import Panel
 from .calibration import reliability
 from .confidence import consensus, scores
-from .drift import fit_normal
 from .cycle import before_the_open
 from .desk import account_in_use, champion, next_decision, session_named
 from .evidence import Criterion, met
@@ -31,7 +30,7 @@ from .features import FeatureSet
 from .labels import forward_return
 from .models import fit_panel, predict_panel
 from .registry import ModelCard, card_for, load_model, read_meta, recipe_id, save_model
-from .research import Array, Lesson, Outlook, learned_before, lesson, load_bars, out_of_sample, outlook_forward
+from .research import Array, Lesson, Outlook, learned_before, lesson, load_bars, normal_before, out_of_sample, outlook_forward
 from .scores import contributions, group_returns, ic_decay, ic_table, scores_by_symbol, scores_by_year
 from .settings import Settings
 from .splits import fold_table, trainable_rows, walk_forward
@@ -65,7 +64,7 @@ def knowledge(
 ) -> dict[str, Any]:  # fields of a model card
     "What turns predictions into beliefs, and what will count as drift"
     learned = learned_before(past, predicted, stop, horizon)
-    normal = fit_normal(past.features.names, past.features.values[:stop], predicted[:stop], past.label[:stop])
+    normal = normal_before(past, predicted, stop)
     return {"calibration": learned.asdict() if learned else {}, "normal": normal.asdict()}
 
 # %% ../nbs/12f_training.ipynb #502505df
@@ -219,7 +218,7 @@ AGREEMENTS, CHANCES = (0.5, 0.7, 0.75, 0.9), ("off", 0.55, "break_even", 0.6, 0.
 
 def opened(settings: Settings, panel: Panel, view: Outlook) -> int:
     "Positions opened over the walk"
-    fills = fills_frame(run_backtest(panel, view.predicted, view.confidence, settings))
+    fills = fills_frame(run_backtest(panel, view.predicted, view.confidence, settings, gate=view.gate))
     return int((fills["quantity"] > 0).sum())
 
 

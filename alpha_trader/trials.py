@@ -152,7 +152,7 @@ def pipeline_verdict(
     members = out_of_sample(panel, settings)
     view = outlook_forward(panel, members, settings)
     start, end = traded_window(panel, view.predicted, 0)
-    result = run_backtest(panel, view.predicted, view.confidence, settings, None, start, end)
+    result = run_backtest(panel, view.predicted, view.confidence, settings, None, start, end, view.gate)
     holding = buy_and_hold(panel, result.first, result.stop, result.capital, cost_rules(settings.costs))
     return verdict(result.equity, holding, result.capital), result
 

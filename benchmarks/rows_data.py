@@ -13,7 +13,7 @@ from sqlalchemy import Column, Date, Float, MetaData, String, create_engine, sel
 from sqlalchemy import Table as SqlTable
 
 from alpha_trader.bars import Panel, load_panel, write_bars
-from alpha_trader.cycle import decide
+from alpha_trader.cycle import Decision, decide, newest_inputs
 from alpha_trader.features import FEATURES, features
 from alpha_trader.labels import forward_return
 from alpha_trader.models import Ensemble, fit_panel
@@ -118,6 +118,12 @@ def situation(panel: Panel, model: Ensemble) -> tuple[Any, Any]:
     return desk, seen
 
 
+def decided(desk: Any, seen: Any) -> Decision:
+    "Features of all bars, then the decision"
+    seen.inputs = newest_inputs(desk, seen.panel)
+    return decide(desk, seen)
+
+
 def the_usual_way(frames: list[pd.DataFrame], model: Ensemble) -> list[tuple[float, int]]:
     "Symbol by symbol: features by `ta`, one prediction of each member for the newest bar, then sort"
     found = []
@@ -130,7 +136,7 @@ def the_usual_way(frames: list[pd.DataFrame], model: Ensemble) -> list[tuple[flo
 def check_predictions(panel: Panel, frames: list[pd.DataFrame], model: Ensemble) -> str:
     "The usual way predicts what ours predicts"
     theirs = {number: said for said, number in the_usual_way(frames, model)}
-    mine = decide(*situation(panel, model)).members.mean(axis=0)
+    mine = decided(*situation(panel, model)).members.mean(axis=0)
     np.testing.assert_allclose(mine[: len(frames)], [theirs[n] for n in range(len(frames))], rtol=1e-6, atol=1e-9)
     return f"the same predictions for {len(frames)} symbols"
 
@@ -154,7 +160,7 @@ def cycle_row(size: Size, symbols: int) -> Row:
     )
     return Row(
         f"decision for {symbols:,} symbols × {HISTORY} bars in memory: features, predictions, plan",
-        Case("ours, decide", lambda: decide(*situated)),
+        Case("ours, features and decide", lambda: decided(*situated)),
         [usual],
         [check_predictions(panel, frames, model)] if usual.available() else [],
     )
@@ -164,9 +170,10 @@ def cycle_row(size: Size, symbols: int) -> Row:
 def small_cycle_row(size: Size) -> Row:
     """The decision of a trade cycle without HTTP, for a watchlist
 
-    Ours: `decide`, the pure part of `trade_cycle`: features of all bars, every member's predictions, blocks,
-    volatility, costs, the plan and the named inputs of each prediction. The usual way: for each symbol a frame, the
-    features by `ta`, a prediction of one line; no plan, no volatility. Some symbols are done, the time is scaled.
+    Ours: `newest_inputs` and `decide`, the pure part of `trade_cycle`: features of all bars, every member's
+    predictions, blocks, volatility, costs, the plan and the named inputs of each prediction. The usual way: for each
+    symbol a frame, the features by `ta`, a prediction of one line; no plan, no volatility. Some symbols are done, the
+    time is scaled.
     """
     return cycle_row(size, size.portfolio)
 

@@ -8,10 +8,13 @@ from pathlib import Path
 import pandas as pd
 from sqlalchemy import Engine
 
+from alpha_trader.backtest import Backtest, run_backtest
 from alpha_trader.books import account_fills, equity_of
 from alpha_trader.context import RunContext, using_run
-from alpha_trader.desk import open_desk, sessions_to_trade
+from alpha_trader.desk import champion, open_desk, sessions_to_trade
+from alpha_trader.parity import world_of
 from alpha_trader.pipeline import close_day, ingest, trade_cycle
+from alpha_trader.research import load_bars
 from alpha_trader.samples import source_for
 from alpha_trader.settings import Settings, load_settings
 from alpha_trader.store import begin_run, finish_run, open_store, this_process
@@ -76,6 +79,16 @@ def close(lab: Lab, session: date, account: str = "demo") -> None:
     with using_run(context):
         close_day(str(session), account)
     finish_run(lab.engine, run.id, "succeeded", NOW)
+
+
+def walked(lab: Lab) -> Backtest:
+    "The same sessions by the compiled walk, on the champion's predictions, with its expiry and the drift since its fit"
+    panel = load_bars(lab.settings)
+    row = champion(lab.settings, lab.engine, panel)
+    assert row is not None
+    forecast = world_of(panel, lab.settings, row.id).forecast
+    capital, span = float(lab.settings.broker.capital), (lab.sessions[0], lab.sessions[-1])
+    return run_backtest(panel, forecast.predicted, forecast.confidence, lab.settings, capital, *span, forecast.gate)
 
 
 def fills(lab: Lab, account: str = "demo") -> pd.DataFrame:

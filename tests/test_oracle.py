@@ -381,7 +381,7 @@ class Live:
         seen = Observation(day, self.broker.now, account, panel, splits, self.rows, (), {}, {}, ((gate, ""),), calm)
         predicted, confidence = world.predicted[known], world.confidence[known]
         unasked = [np.full(len(panel.symbols), np.nan)] * 4
-        market = market_of(seen, Outlook(predicted, *unasked, confidence), chosen)
+        market = market_of(seen, Outlook(predicted, *unasked, confidence, np.zeros(0, dtype=np.int64)), chosen)
         market = market._replace(volatility=world.volatility[known])
         orders = plan(market, book_of(seen), funds_of(seen, chosen), plan_rules(chosen), seen.gate)
         symbols = panel.symbols

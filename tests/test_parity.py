@@ -5,15 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from replay import SMALL, Lab, close, closes, fills, prepare, trade
+from replay import SMALL, Lab, close, closes, fills, prepare, trade, walked
 
-from alpha_trader.backtest import Backtest, fills_frame, run_backtest
-from alpha_trader.calibration import Calibration
-from alpha_trader.desk import champion
-from alpha_trader.features import features
-from alpha_trader.models import predict_panel
-from alpha_trader.registry import load_model
-from alpha_trader.research import load_bars, outlook
+from alpha_trader.backtest import fills_frame
 
 SETTINGS = {
     "shipped": {},
@@ -24,25 +18,11 @@ SETTINGS = {
 }
 
 
-def backtest_of(lab: Lab) -> Backtest:
-    "The same sessions, walked by the kernel on the champion's predictions"
-    panel = load_bars(lab.settings)
-    row = champion(lab.settings, lab.engine, panel)
-    assert row is not None
-    model, card = load_model(lab.settings.models_dir, row.id)
-    inputs = features(panel, lab.settings.features.names, lab.settings.features.min_history)
-    learned = Calibration.from_dict(card.calibration) if card.calibration else None
-    view = outlook(predict_panel(model, inputs), inputs.values, np.asarray(panel.close), learned, lab.settings)
-    capital = float(lab.settings.broker.capital)
-    days = lab.sessions[0], lab.sessions[-1]
-    return run_backtest(panel, view.predicted, view.confidence, lab.settings, capital, *days)
-
-
 def compare(lab: Lab) -> int:
     "Every fill and every close; answers the number of fills"
     trade(lab, lab.sessions)
     close(lab, lab.sessions[-1])
-    result = backtest_of(lab)
+    result = walked(lab)
     theirs = fills_frame(result)[["session", "symbol", "quantity", "price", "fee", "reason"]]
     theirs = theirs[theirs["reason"] != "SPLIT_CASH"]  # live books a corporate action for it, not a fill
     theirs = theirs.sort_values(["session", "symbol", "reason"], ignore_index=True)

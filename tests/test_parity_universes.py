@@ -14,19 +14,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from replay import NOW, Lab, close, closes, fills, prepare
+from replay import NOW, Lab, close, closes, fills, prepare, walked
 from sqlalchemy import select
 
 import alpha_trader
-from alpha_trader.backtest import Backtest, fills_frame, run_backtest
+from alpha_trader.backtest import Backtest, fills_frame
 from alpha_trader.bars import COLUMNS
 from alpha_trader.books import decisions_of
 from alpha_trader.context import RunContext, using_run
-from alpha_trader.desk import champion, open_desk
-from alpha_trader.parity import world_of
+from alpha_trader.desk import open_desk
 from alpha_trader.pipeline import Cycle, trade_cycle
-from alpha_trader.registry import load_model
-from alpha_trader.research import load_bars
 from alpha_trader.samples import Events, synthetic_frames, synthetic_symbol
 from alpha_trader.signals import Reason
 from alpha_trader.store import EquityRow, begin_run, finish_run, reading, this_process
@@ -134,19 +131,6 @@ def cycles(lab: Lab, reports: bool) -> Iterator[Cycle]:
         finish_run(lab.engine, run.id, "succeeded", NOW)
         if reports or session == lab.sessions[-1]:
             close(lab, session)
-
-
-def walked(lab: Lab) -> Backtest:
-    "The same sessions by the compiled walk, on the champion's predictions and with its expiry"
-    panel = load_bars(lab.settings)
-    row = champion(lab.settings, lab.engine, panel)
-    assert row is not None
-    world, card = world_of(panel, lab.settings, row.id), load_model(lab.settings.models_dir, row.id)[1]
-    age = np.arange(len(panel.index)) - panel.row(card.as_of)
-    gate = np.where(age > lab.settings.model.expires_after, Reason.MODEL_EXPIRED, Reason.NONE).astype(np.int64)
-    views = world.forecast.predicted, world.forecast.confidence
-    capital, span = float(lab.settings.broker.capital), (lab.sessions[0], lab.sessions[-1])
-    return run_backtest(panel, *views, lab.settings, capital, *span, gate)
 
 
 def same_decisions(lab: Lab, result: Backtest) -> None:

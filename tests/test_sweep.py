@@ -28,6 +28,7 @@ from alpha_trader.store import open_store
 from alpha_trader.sweep import (
     Grid,
     SweepResult,
+    Views,
     check_prices,
     parse_grid,
     parse_range,
@@ -68,6 +69,9 @@ def rough_panel(seed: int) -> Panel:
     return panel
 
 
+OPEN = np.zeros(250, dtype=np.int64)  # nothing stops entries
+
+
 def views(panel: Panel, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     "Predictions that trade a lot"
     chance = np.random.default_rng(seed)
@@ -82,7 +86,7 @@ def history() -> History:
 
 def run(history: History, grid: Grid, folder: Path, **options: Any) -> SweepResult:
     told = options.pop("progress", None)
-    predictor = options.pop("predictor", lambda point: views(history.panel))
+    predictor = options.pop("predictor", lambda point: (*views(history.panel), OPEN))
     return run_sweep(history.panel, grid, Settings(), predictor, CAPITAL, SPAN, folder, told, **options)
 
 
@@ -162,7 +166,7 @@ def test_other_inputs_other_folder(history: History, tmp_path: Path) -> None:
     grid = parse_grid("risk.stop_loss=-0.01,-0.1", Settings())
     folders = {run(history, grid, tmp_path).folder}
     folders.add(run(history, parse_grid("risk.stop_loss=-0.01,-0.2", Settings()), tmp_path).folder)
-    folders.add(run(history, grid, tmp_path, predictor=lambda point: views(history.panel, 1)).folder)
+    folders.add(run(history, grid, tmp_path, predictor=lambda point: (*views(history.panel, 1), OPEN)).folder)
     free = run(history, grid, tmp_path, costless=True)
     folders.add(free.folder)
     assert len(folders) == 4
@@ -178,9 +182,9 @@ def test_trained_settings_are_an_outer_loop(history: History, tmp_path: Path, mo
     grid = parse_grid("risk.stop_loss=-0.02,-0.05,-0.2 label.horizon=2,5,9", Settings())
     asked: list[int] = []
 
-    def predict(point: Settings) -> tuple[np.ndarray, np.ndarray]:
+    def predict(point: Settings) -> Views:
         asked.append(point.label.horizon)
-        return views(history.panel, point.label.horizon)
+        return *views(history.panel, point.label.horizon), OPEN
 
     result = run(history, grid, tmp_path, predictor=predict)
     assert asked == [2, 5, 9]
