@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from alpha_trader.backtest import Backtest, blank_ledger, forecast_of, opening_state, run_backtest, tape_of, walk
+from alpha_trader.backtest import Backtest, history_of, run_backtest, walk_history
 from alpha_trader.bars import Panel
 from alpha_trader.features import volatility
-from alpha_trader.fills import cost_rules
-from alpha_trader.plan import empty_orders, plan_rules
 from alpha_trader.samples import synthetic_panel
 from alpha_trader.settings import Settings, override
+from alpha_trader.sweep import SweepResult, parse_grid, run_sweep
 from benchmarks import peer_backtests
 from benchmarks.measure import Case, Row, Size, row
 
@@ -89,17 +88,10 @@ def check_common(panel: Panel) -> list[str]:
     return said
 
 
-def walk_only(panel: Panel, settings: Settings) -> Callable[[], None]:
+def walk_only(panel: Panel, settings: Settings) -> Callable[[], Backtest]:
     "The walk over arrays in memory: what is left when the panel has been prepared once, as in a sweep"
-    rules, costs, size = plan_rules(settings), cost_rules(settings.costs), len(panel.symbols)
-    tape, forecast = tape_of(panel), forecast_of(panel, *forecasts(panel.close.shape), settings.data.max_move)
-    sessions = len(panel.index)
-
-    def call() -> None:
-        ledger = blank_ledger(sessions, size, rules.risk.max_positions)
-        walk(tape, forecast, rules, costs, 1, sessions, opening_state(size, CAPITAL), ledger, empty_orders(size))
-
-    return call
+    history = history_of(panel, *forecasts(panel.close.shape), settings.data.max_move)
+    return lambda: walk_history(history, settings, CAPITAL, 1, len(panel.index))
 
 
 @row("backtest")
@@ -215,9 +207,14 @@ def parameter_sets(count: int) -> list[dict[str, float]]:
     return [{"risk.stop_loss": float(a), "risk.take_profit": float(b)} for a, b in zip(stops, targets, strict=True)]
 
 
-def sweep_ours(panel: Panel, sets: list[dict[str, float]]) -> list[float]:
-    "The last equity of each set, one `run_backtest` after the other; the place to call a sweep of our own"
-    return [float(ours(panel, override(Settings(), changes)).ledger.equity[-1]) for changes in sets]
+def sweep_ours(panel: Panel, count: int) -> SweepResult:
+    "All sets by the sweep of the package, from nothing to its table"
+    width = round(count**0.5)
+    said = {"risk.stop_loss": f"-0.02:-0.10:{width}", "risk.take_profit": f"0.05:0.20:{count // width}"}
+    grid = parse_grid(" ".join(f"{path}={span}" for path, span in said.items()), Settings())
+    told = (*forecasts(panel.close.shape), np.zeros(len(panel.index), dtype=np.int64))
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        return run_sweep(panel, grid, Settings(), lambda _: told, CAPITAL, (1, len(panel.index)), Path(folder))
 
 
 def sweep_vectorbt(views: peer_backtests.Views, sets: list[dict[str, float]], engine: str) -> list[float]:
@@ -261,15 +258,15 @@ def sweep_vectorbt(views: peer_backtests.Views, sets: list[dict[str, float]], en
 def sweep_row(size: Size) -> Row:
     """Many parameter sets over the same bars and predictions: the last equity of each
 
-    Ours: `run_backtest` for a hundredth of the sets, scaled. vectorbt: `from_signals` on a thousandth of the sets
-    side by side, scaled; it has no limit on positions.
+    Ours: `run_sweep`, every set, with every rule of the plan and eight measures of each. vectorbt: `from_signals` on
+    a thousandth of the sets side by side, scaled; it has no limit on positions.
     """
     panel = synthetic_panel(symbols=size.portfolio, sessions=size.history, seed=9)
-    views, mine, theirs = views_of(panel), max(size.sweep // 100, 2), max(size.sweep // 1000, 2)
+    views, theirs = views_of(panel), max(size.sweep // 1000, 2)
     few = parameter_sets(theirs)
     return Row(
         f"sweep of {size.sweep:,} parameter sets, {size.portfolio} × {size.history:,}",
-        Case("ours, run_backtest in a loop", lambda: sweep_ours(panel, parameter_sets(mine)), scale=size.sweep / mine),
+        Case("ours, run_sweep", lambda: sweep_ours(panel, size.sweep)),
         [
             Case(
                 "vectorbt from_signals, numba",

@@ -10,6 +10,7 @@ from conftest import CHECKOUT
 
 sys.path.insert(0, str(CHECKOUT))
 from alpha_trader.samples import synthetic_panel
+from alpha_trader.settings import Settings
 from benchmarks import bench, peer_features, rows_backtest, rows_data, rows_features
 from benchmarks.measure import ROWS, TINY, Case, Row, figures, timings
 
@@ -46,6 +47,12 @@ def test_backtests_agree() -> None:
 def test_decisions_agree() -> None:
     "The usual way, symbol by symbol, predicts what ours predicts"
     assert rows_data.cycle_row(TINY, 3).checks == ["the same predictions for 3 symbols"]
+
+
+def test_our_side_of_every_row_runs() -> None:
+    "The walk and the sweep are called as they are today"
+    assert len(rows_backtest.walk_only(synthetic_panel(symbols=4, sessions=300, seed=9), Settings())().equity) == 299
+    assert rows_backtest.sweep_ours(synthetic_panel(symbols=4, sessions=300, seed=9), 20).grid.size == 20
 
 
 def test_missing_peers_are_left_out_and_bounds_are_no_peers() -> None:
