@@ -625,8 +625,8 @@ def run_backtest(
     "Walk the plan through the panel"
     first, stop = window(panel, start, end)
     money = float(settings.backtest.capital if capital is None else capital)
-    if not money > 0.0:
-        raise InputError(f"backtest: capital was {money:,.2f} USD, allowed: more than 0")
+    if not 0.0 < money < np.inf:
+        raise InputError(f"backtest: capital was {money:,.2f} USD, allowed: a number of dollars above 0")
     history = history_of(panel, predicted, confidence, settings.data.max_move, gate)
     return walk_history(history, settings, money, first, stop)
 

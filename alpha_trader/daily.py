@@ -19,7 +19,7 @@ from .cycle import decision_table, outcome_table
 from .desk import standing, use_fresh
 from .domain import InputError
 from .logs import configure_logs
-from .pipeline import close_by_hand, next_plan, state_facts
+from .pipeline import backtest, close_by_hand, next_plan, state_facts
 from .pipeline import summary as summary_of
 from .research import bars_table, known_symbol, last_price, load_bars, universe_note
 from .schedule import Due, next_slot, planned, work_by_hand
@@ -29,6 +29,7 @@ from .store import halt as halt_account
 from .store import resume as resume_account
 from .store import to_json
 from .terminal import Json, Workspace, carried_out, do_all, pairs, session_asked, show, show_facts, utc_now
+from .trials import counted_study
 
 if TYPE_CHECKING:
     from alpha_trader.runner import RunResult
@@ -135,7 +136,8 @@ def start(
     works = planned(settings, engine, utc_now())
     results = do_all(workspace, works, say)
     failed = bool(results) and results[-1].status == "failed"
-    facts = {} if failed else summary_of(settings, engine, workspace.account)
+    study = None if failed else counted_study(backtest(settings), settings, engine, utc_now())
+    facts = summary_of(settings, engine, workspace.account, study) if study else {}
     upcoming, reports = next_slot(settings, utc_now()), reports_of(works, results)
     if json_:
         end = {"status": "failed", "error": results[-1].error} if failed else {"status": "success"}

@@ -315,7 +315,7 @@ def evidence_report(
         found.append(placebo(settings, kind, range(1, runs + 1), tell, study.result.panel, sessions, trees))
         count_placebo(engine, found[-1], settings, now, run_id)
     return EvidenceReport(
-        study, tuple(found), evidence_for(engine, study.result, study.holding, settings, now, run_id=run_id)
+        study, tuple(found), evidence_for(engine, study.result, study.holding, settings, now, study.asked, run_id)
     )
 
 # %% ../nbs/13a_trials.ipynb #d15c9111
@@ -324,9 +324,8 @@ def counted_study(
     settings: Settings,
     engine: Engine,
     now: datetime,
-    asked: Any = None,  # what was chosen beside the settings, such as the newest sessions wanted
 ) -> Study:
     "The study with the verdict of the ledger"
     run = current_run()
     run_id = run.run_id if run else None
-    return replace(study, verdict=evidence_for(engine, study.result, study.holding, settings, now, asked, run_id))
+    return replace(study, verdict=evidence_for(engine, study.result, study.holding, settings, now, study.asked, run_id))

@@ -37,6 +37,7 @@ LOOKS = {  # command → keys of its JSON, words of its table
     "plan": ({"symbol", "signal", "predicted", "confidence", "held", "order", "reason"}, "session 2013-03-04"),
     "backtest --days 90": ({"status", "performance", "buy_and_hold", "verdict", "symbols", "capital"}, "sharpe_ratio"),
     "backtest --symbols AAPL,MSFT --days 30 --capital 5000": ({"status", "performance", "costs_doubled"}, "AAPL, MSFT"),
+    "backtest --start 2012-06-01 --end 2012-08-31": ({"first", "last", "performance"}, "sharpe_ratio"),
     "signal aapl": ({"symbol", "session", "model", "signal", "predicted", "confidence", "reason"}, "AAPL"),
     "bars AAPL --limit 3": ({"session", "open", "high", "low", "close", "volume", "split", "dividend"}, "2013-03-01"),
     "price AAPL": ({"symbol", "price", "currency", "at", "kind", "source"}, "430.47"),
@@ -82,6 +83,8 @@ def test_looking(first: Path, looked: dict[str, tuple[Answer, Answer]]) -> None:
     wanted = {"total_return", "annualized_return", "sharpe_ratio", "max_drawdown", "win_rate"}
     for name in ("backtest --days 90", "backtest --symbols AAPL,MSFT --days 30 --capital 5000"):
         assert said[name]["status"] == "success" and wanted <= set(said[name]["performance"])
+    summer = said["backtest --start 2012-06-01 --end 2012-08-31"]
+    assert (summer["first"], summer["last"]) == ("2012-06-01", "2012-08-31")
     small = said["backtest --symbols AAPL,MSFT --days 30 --capital 5000"]
     assert (small["symbols"], small["capital"], small["performance"]["sessions"]) == (["AAPL", "MSFT"], 5000.0, 30)
 
@@ -110,6 +113,11 @@ WRONG = {  # command → words of the one line
     "price ZZZ": ("ZZZ", "AAPL"),
     "backtest --symbols AAPL,ZZZ": ("ZZZ", "AAPL"),
     "backtest --days 99999": ("99999", "allowed"),
+    "backtest --capital inf": ("capital was inf", "allowed"),
+    "backtest --start 2012-13-01": ("2012-13-01", "allowed"),
+    "backtest --start 2013-02-01 --end 2012-02-01": ("the end 2012-02-01 is before the start 2013-02-01",),
+    "backtest --start 2030-01-02": ("the start 2030-01-02 is after the newest session, 2013-03-01",),
+    "backtest --end 1999-12-31": ("the end 1999-12-31 is before the first session",),
     "close": ("name one symbol, or --all",),
     "close AAPL --all": ("name one symbol, or --all",),
     "close ZZZ": ("ZZZ", "AAPL"),
