@@ -299,7 +299,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "is before the start": {"start": "2013-02-01", "end": "2013-01-02"},
     "is before the first session that is predicted": {"end": "1999-01-04"},
     "ISO dates": {"start": "1.2.2013"},
-    "no session in": {"start": "2033-01-03"},
+    "is after the newest session": {"start": "2033-01-03"},
     "sessions asked for": {"sessions": 100_000},
 }
 
