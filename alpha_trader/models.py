@@ -537,7 +537,7 @@ def first_bins(
     labels: np.ndarray,  # float64[T, N]
     model: ModelSettings,
 ) -> dict[str, Any]:  # by kind
-    "Borders of the bins of the first training window, for every fit from then on"
+    "Borders of the bins of the first training window, for a study whose every trial sees the same rows"
     usable = complete_rows(features, labels)
     enough = int(np.searchsorted(np.cumsum(usable.sum(axis=1)), LEAST_ROWS)) + 1
     stop = max(model.min_train, enough)
@@ -623,7 +623,7 @@ def fit_panel(
         raise InputError(f"[model] pooled = false needs the {labels.shape[1]} symbols' names, {len(symbols)} were given")
     jobs, most = [], 0
     for part, own, column in parts(features, labels, model.pooled):
-        rows = training_rows(part, own, train_stop, label, model.uniqueness, first_bins(part, own, model))
+        rows = training_rows(part, own, train_stop, label, model.uniqueness)
         most = max(most, len(rows.x))
         if len(rows.x) >= LEAST_ROWS:
             name = "" if model.pooled else symbols[column.start]
@@ -677,11 +677,10 @@ def predict_fold(
     label: LabelSettings,
     model: ModelSettings,
     wanted: Sequence[Spec],  # of one kind: they share a library's copy of the rows
-    bins: dict[str, Any] | None = None,  # from `first_bins`
 ) -> Said:  # of the sessions of the test
     "Fit members before the fold's gap and ask them about the rows after"
     check_contract(label, gap=fold.test_start - fold.train_stop)
-    rows = training_rows(features, labels, fold.train_stop, label, model.uniqueness, bins)
+    rows = training_rows(features, labels, fold.train_stop, label, model.uniqueness)
     members = tuple(fit_member(spec, seen_by(spec, rows, model.max_rows)) for spec in wanted)
     test = features.values[fold.test_start : fold.test_stop]
     x, ensemble = test.reshape(-1, test.shape[2]), Ensemble(members, features.names)
@@ -725,12 +724,12 @@ def walk_forward_said(
     folds, wanted = usable_folds(features, labels, sessions, label, model), specs(model, parameters)
     jobs, places = [], []
     for part, own, column in parts(features, labels, model.pooled):
-        bins, known = first_bins(part, own, model), np.cumsum(complete_rows(part, own).sum(axis=1))
+        known = np.cumsum(complete_rows(part, own).sum(axis=1))
         for fold in reversed(folds):  # the longest fits first
             for kind in model.members:
                 if known[fold.train_stop - 1] >= LEAST_ROWS:
                     mine = [spec for spec in wanted if spec.kind == kind]
-                    jobs.append(partial(predict_fold, part, own, fold, label, model, mine, bins))
+                    jobs.append(partial(predict_fold, part, own, fold, label, model, mine))
                     places.append((kind, slice(fold.test_start, fold.test_stop), column))
     if not jobs:
         raise DataError(f"no walk-forward: no symbol has {LEAST_ROWS} complete rows of its own before the last refit")
