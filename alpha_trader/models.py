@@ -8,10 +8,11 @@ __all__ = ['Progress', 'LIGHTGBM', 'XGBOOST', 'CLASSIFIER', 'FORESTS', 'WORTH', 
            'fit_lightgbm', 'fit_xgboost', 'predict_lightgbm', 'predict_xgboost', 'gain_lightgbm', 'gain_xgboost',
            'dump_lightgbm', 'load_lightgbm', 'dump_xgboost', 'load_xgboost', 'Classifier', 'class_worth',
            'fit_classifier', 'class_probabilities', 'predict_classifier', 'dump_classifier', 'load_classifier',
-           'gain_classifier', 'Estimator', 'Kind', 'register', 'Member', 'Ensemble', 'feature_gain', 'specs', 'seen_by',
-           'fit_member', 'train_ensemble', 'fit_alone', 'complete_rows', 'training_rows', 'first_bins',
-           'symbol_findings', 'listed', 'findings', 'only', 'parts', 'fit_panel', 'predict_panel', 'predict_each',
-           'Said', 'predict_fold', 'usable_folds', 'walk_forward_said', 'gathered', 'walk_forward_predict']
+           'gain_classifier', 'more_lightgbm', 'grown', 'more_xgboost', 'more_classifier', 'Estimator', 'Kind',
+           'register', 'Member', 'Ensemble', 'feature_gain', 'specs', 'seen_by', 'fit_member', 'train_ensemble',
+           'fit_alone', 'complete_rows', 'training_rows', 'first_bins', 'symbol_findings', 'listed', 'findings', 'only',
+           'parts', 'fit_panel', 'predict_panel', 'predict_each', 'newest_rows', 'fine_tune_member', 'fine_tune_panel',
+           'Said', 'predict_fold', 'said_by', 'usable_folds', 'walk_forward_said', 'gathered', 'walk_forward_predict']
 
 # %% ../nbs/07_models.ipynb #51c70175
 import importlib
@@ -291,6 +292,40 @@ def gain_classifier(model: Classifier) -> dict[str, float]:  # by feature name
     "Total gain of each feature"
     return gain_lightgbm(model.booster)
 
+# %% ../nbs/07_models.ipynb #d16be10c
+def more_lightgbm(booster: Any, rows: Rows, spec: Spec) -> Any:  # lightgbm.Booster
+    "A LightGBM booster with `spec.rounds` trees more"
+    return grown(booster, rows, rows.y, {**LIGHTGBM, **dict(spec.parameters), "seed": spec.seed}, spec.rounds)
+
+
+def grown(
+    booster: Any,  # lightgbm.Booster, left as it is
+    rows: Rows,
+    target: np.ndarray,  # [R]
+    parameters: Mapping[str, Any],
+    rounds: int,
+) -> Any:  # lightgbm.Booster
+    "What LightGBM makes of its own trees and some new ones"
+    lightgbm = library("lightgbm")
+    data = lightgbm.Dataset(rows.x, target, weight=rows.weight, feature_name=list(rows.names), params=LIGHTGBM)
+    return lightgbm.train(dict(parameters), data, num_boost_round=rounds, init_model=booster)
+
+
+def more_xgboost(booster: Any, rows: Rows, spec: Spec) -> Any:  # xgboost.Booster
+    "An XGBoost booster with `spec.rounds` trees more"
+    xgboost = library("xgboost")
+    data = xgboost.DMatrix(rows.x, rows.y, weight=rows.weight, feature_names=list(rows.names), nthread=XGBOOST["nthread"])
+    parameters = {**XGBOOST, **dict(spec.parameters), "seed": spec.seed}
+    return xgboost.train(parameters, data, num_boost_round=spec.rounds, xgb_model=booster)
+
+
+def more_classifier(model: Classifier, rows: Rows, spec: Spec) -> Classifier:
+    "A classifier with `spec.rounds` trees more for each class; what a class is worth stays"
+    if rows.way is None:
+        raise ModelError("a classifier needs the class of each row")
+    parameters = {**CLASSIFIER, **dict(spec.parameters), "seed": spec.seed}
+    return Classifier(grown(model.booster, rows, rows.way, parameters, spec.rounds), model.worth)
+
 # %% ../nbs/07_models.ipynb #80d30767
 class Estimator(Protocol):
     "One method of learning; anything with these parts is one"
@@ -324,16 +359,20 @@ class Kind:
     parameters: dict[str, Any]
     bins: Callable[[np.ndarray, Sequence[str]], Any] | None = None  # borders worth sharing between fits
     probabilities: Callable[[Any, np.ndarray, int], np.ndarray] | None = None  # of three classes, [R, 3]
+    more: Callable[[Any, Rows, Spec], Any] | None = None  # go on from a fit; None = it stays as it is between full fits
 
 # %% ../nbs/07_models.ipynb #316764bd
 KINDS: dict[str, Estimator] = {
     "lightgbm": Kind(
-        fit_lightgbm, predict_lightgbm, gain_lightgbm, dump_lightgbm, load_lightgbm, "txt", LIGHTGBM, bins_lightgbm
+        fit_lightgbm, predict_lightgbm, gain_lightgbm, dump_lightgbm, load_lightgbm, "txt", LIGHTGBM, bins_lightgbm,
+        more=more_lightgbm,
     ),
-    "xgboost": Kind(fit_xgboost, predict_xgboost, gain_xgboost, dump_xgboost, load_xgboost, "ubj", XGBOOST, bins_xgboost),
+    "xgboost": Kind(
+        fit_xgboost, predict_xgboost, gain_xgboost, dump_xgboost, load_xgboost, "ubj", XGBOOST, bins_xgboost, more=more_xgboost
+    ),
     "classifier": Kind(
         fit_classifier, predict_classifier, gain_classifier, dump_classifier, load_classifier, "txt", CLASSIFIER,
-        bins_lightgbm, class_probabilities,
+        bins_lightgbm, class_probabilities, more_classifier,
     ),
 }  # fmt: skip
 
@@ -662,6 +701,56 @@ def predict_each(ensemble: Ensemble, features: FeatureSet, symbols: Sequence[str
             found[layer, :, n] = Ensemble((member,), ensemble.features).predict(features.values[:, n])[0]
     return found
 
+# %% ../nbs/07_models.ipynb #b861f232
+def newest_rows(
+    features: FeatureSet,  # values float32[T, N, F]
+    labels: np.ndarray,  # float64[T, N]
+    stop: int,  # row after the last whose label is known
+    label: LabelSettings,
+    model: ModelSettings,
+) -> Rows:
+    "What a fine-tuning learns from"
+    first = max(stop - model.fine_tune_sessions, 0)
+    recent = FeatureSet(features.names, features.values[first:stop])
+    return training_rows(recent, labels[first:stop], stop - first, label, model.uniqueness)
+
+
+def fine_tune_member(
+    member: Member,
+    spec: Spec,  # it was fitted with
+    rows: Rows,
+    trees: int,
+) -> Member:
+    "One member that goes on learning, if it can"
+    more = getattr(KINDS[member.kind], "more", None)
+    if more is None or len(rows.x) < LEAST_ROWS:
+        return member
+    try:
+        return replace(member, booster=more(member.booster, seen_by(spec, replace(rows, made={})), spec._replace(rounds=trees)))
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{member.name} could not be fine-tuned on {len(rows.x):,} rows: {reason}") from error
+
+# %% ../nbs/07_models.ipynb #57a239f5
+def fine_tune_panel(
+    ensemble: Ensemble,  # of the last full fit
+    features: FeatureSet,  # values float32[T, N, F]
+    labels: np.ndarray,  # float64[T, N]
+    stop: int,  # row after the last whose label is known
+    label: LabelSettings,
+    model: ModelSettings,
+    wanted: Sequence[Spec],  # the specs it was fitted with
+    symbols: Sequence[str] = (),  # N, needed when each symbol has its own models
+) -> Ensemble:
+    "The ensemble with `[model] fine_tune` trees more a member, learned from the newest sessions before `stop`"
+    own, rows = {(spec.kind, spec.seed): spec for spec in wanted}, {}
+    for part, mine, column in parts(features, labels, model.pooled):
+        rows["" if model.pooled else symbols[column.start]] = newest_rows(part, mine, stop, label, model)
+    return replace(ensemble, members=tuple(
+        fine_tune_member(member, own[member.kind, member.seed], rows[member.symbol], model.fine_tune)
+        for member in ensemble.members
+    ))  # fmt: skip
+
 # %% ../nbs/07_models.ipynb #046a2582
 class Said(NamedTuple):
     "What members said about rows they had not seen"
@@ -682,10 +771,25 @@ def predict_fold(
     check_contract(label, gap=fold.test_start - fold.train_stop)
     rows = training_rows(features, labels, fold.train_stop, label, model.uniqueness)
     members = tuple(fit_member(spec, seen_by(spec, rows, model.max_rows)) for spec in wanted)
-    test = features.values[fold.test_start : fold.test_stop]
-    x, ensemble = test.reshape(-1, test.shape[2]), Ensemble(members, features.names)
+    full, asked = Ensemble(members, features.names), range(fold.test_start, fold.test_stop)
+    if not model.fine_tune:
+        return said_by(full, features.values[fold.test_start : fold.test_stop])
+    alone, behind = model.model_copy(update={"pooled": True}), fold.test_start - fold.train_stop
+    nightly = [
+        said_by(fine_tune_panel(full, features, labels, row + 1 - behind, label, alone, wanted), features.values[row : row + 1])
+        for row in asked
+    ]
+    return Said(*(np.concatenate(found, axis=1) for found in zip(*nightly, strict=True)))
+
+
+def said_by(
+    ensemble: Ensemble,
+    values: np.ndarray,  # float32[S, N, F]
+) -> Said:
+    "Answers about some sessions"
+    x = values.reshape(-1, values.shape[2])
     likely = ensemble.probabilities(x)
-    return Said(ensemble.predict(x).reshape(-1, *test.shape[:2]), likely.reshape(len(likely), *test.shape[:2], 3))
+    return Said(ensemble.predict(x).reshape(-1, *values.shape[:2]), likely.reshape(len(likely), *values.shape[:2], 3))
 
 # %% ../nbs/07_models.ipynb #1a7fab4a
 def usable_folds(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['strict', 'against', 'Passport', 'gate', 'recipe_of', 'judged_window', 'walk_recipe', 'model_named', 'passport_of',
-           'judge', 'reason_given', 'promote_by_hand', 'roll_back', 'retrain']
+           'judge', 'reason_given', 'promote_by_hand', 'roll_back', 'retrain', 'full_fit', 'tuned_before', 'fine_tune',
+           'before_and_after', 'judged_so_far']
 
 # %% ../nbs/13f_promotion.ipynb #27eea21e
 from collections.abc import Callable, Sequence
@@ -17,18 +18,24 @@ from sqlalchemy import Engine
 
 from .backtest import Backtest, buy_and_hold, run_backtest
 from .bars import Panel
+from .cycle import before_the_open
 from .desk import champion
 from .domain import InputError, ModelError
 from .evidence import ONE_TRY, Criterion, Evidence, Tries, criteria, excess_sharpes, sharpe_interval, verdict
+from .features import FeatureSet
 from .fills import cost_rules
+from .models import fine_tune_panel, specs
 from .pipeline import traded_window
-from .registry import ModelCard, read_meta
-from .research import load_bars, out_of_sample, outlook_forward
+from .registry import ModelCard, card_for, check_serves, load_model, read_meta, save_model
+from .research import lesson, load_bars, out_of_sample, outlook_forward
+from .sessions import next_session
 from .settings import Settings
+from .splits import trainable_rows
 from .statistics import daily_returns, sharpe_ratio
-from .store import ModelRow, TrialKind, previous_champion, promote, reading, record_judgement
-from .training import Training, train
+from .store import ModelRow, TrialKind, last_judgement, previous_champion, promote, reading, record_judgement
+from .training import Training, answers, taken_over, train
 from .trials import count_trials, look_at, placebo_rate, trials_counted
+from .tuning import tuned_parameters
 
 # %% ../nbs/13f_promotion.ipynb #e437832b
 def strict(
@@ -221,3 +228,70 @@ def retrain(
     if row is None:
         raise ModelError("retrain: there is no champion; alpha-trader run train makes the first model")
     return train(recipe_of(settings, read_meta(settings.models_dir / row.id)), engine, session, now, progress)
+
+# %% ../nbs/13f_promotion.ipynb #e8bb7236
+def full_fit(settings: Settings, row: ModelRow) -> ModelCard:
+    "The full fit that a model is, or goes on from"
+    card = read_meta(settings.models_dir / row.id)
+    return read_meta(settings.models_dir / card.parent) if card.parent else card
+
+
+def tuned_before(
+    known: Panel,  # bars before the session from which on it may trade
+    settings: Settings,  # with the recipe of the full fit
+    base: ModelCard,  # the full fit
+    now: datetime,  # aware UTC
+) -> ModelCard:
+    "Go on from a full fit with the newest sessions, and keep the model"
+    past, stop = lesson(known, settings), trainable_rows(len(known.index), base.label.horizon, base.model.embargo)
+    ensemble, _ = load_model(settings.models_dir, base.id)
+    tuned = tuned_parameters(settings.models_dir, base.model.recipe)
+    more = fine_tune_panel(
+        ensemble, past.features, past.label, stop, base.label, base.model, specs(base.model, tuned), known.symbols
+    )
+    card = card_for(
+        more, known, past.features, past.label, stop, base.feature, base.label, base.model, base.scores, now,
+        f"fine-tuned after {known.sessions[-1]}", tuned,
+    )  # fmt: skip
+    card = card.model_copy(update={"parent": base.id, "calibration": base.calibration, "normal": base.normal})
+    return load_model(settings.models_dir, save_model(more, settings.models_dir, card))[1]
+
+# %% ../nbs/13f_promotion.ipynb #ed4a7be8
+def fine_tune(
+    settings: Settings,
+    engine: Engine,
+    session: date,  # nothing from its opening on is learned from
+    now: datetime,  # aware UTC
+) -> Training:
+    "Add trees to the champion's last full fit, learned from what is new; nothing new is nothing to do"
+    whole = load_bars(settings)
+    row = champion(settings, engine, whole)
+    if row is None:
+        raise ModelError("finetune: there is no champion; alpha-trader run train makes the first model")
+    base, (known, _) = full_fit(settings, row), before_the_open(whole, session)
+    if not base.model.fine_tune:
+        raise InputError(f"finetune: the recipe of champion {row.id} adds no trees between full fits; [model] fine_tune = 20 would be one that does")
+    check_serves(base, whole.source, whole.feed, whole.symbols)
+    recipe, measured = recipe_of(settings, base), {name: value for name, value in base.scores["out_of_sample"].items() if value is not None}
+    stop = trainable_rows(len(known.index), base.label.horizon, base.model.embargo)
+    if stop < 1 or known.sessions[stop - 1].item() <= row.trained_to:
+        return Training(read_meta(settings.models_dir / row.id), row, measured)
+    card = tuned_before(known, recipe, base, now)
+    return taken_over(settings, engine, known, card, measured, session, now)
+
+# %% ../nbs/13f_promotion.ipynb #885ec533
+def before_and_after(settings: Settings, training: Training) -> pd.DataFrame:  # one row a symbol
+    "Newest forecasts of a full fit, and of the fit that goes on from it"
+    card = training.card
+    panel = before_the_open(load_bars(settings), next_session(card.as_of))[0]
+    inputs = lesson(panel, recipe_of(settings, card)).features
+    newest = FeatureSet(inputs.names, inputs.values[-1:])
+    models = {"full fit": card.parent or card.id, "fine-tuned": card.id}
+    said = {name: answers(settings, one, newest, panel.symbols)[0] for name, one in models.items()}
+    return pd.DataFrame({"symbol": panel.symbols, **said, "change": said["fine-tuned"] - said["full fit"]})
+
+# %% ../nbs/13f_promotion.ipynb #88a4f65f
+def judged_so_far(engine: Engine, row: ModelRow) -> dict[str, object]:
+    "The gate's last word about the recipe of a model"
+    found = last_judgement(engine, row.recipe)
+    return {"gate": found.reason, "asked_at": found.at} if found else {"gate": "not judged yet: alpha-trader judge " + row.id}

@@ -32,7 +32,7 @@ from .sessions import sessions_apart
 from .settings import FeatureSettings, LabelSettings, ModelSettings
 
 # %% ../nbs/07c_registry.ipynb #36b16d73
-SCHEMA = 2  # of meta.json; grows when a field changes its meaning
+SCHEMA = 3  # of meta.json; grows when a field changes its meaning
 
 
 def null_for_nan(
@@ -100,7 +100,7 @@ class ModelCard(BaseModel):
     findings: tuple[tuple[str, str], ...] = ()  # symbol and what was odd about its rows
     trials: int = 0  # recipes that were tried before this one was chosen
     study: str = ""  # the search it came from
-    parent: str = ""  # id of the model it refits
+    parent: str = ""  # id of the full fit that it goes on from; empty: it is one
     scores: Scores  # by part: "in_sample", "out_of_sample"
     created_at: AwareDatetime
     created_for: str = ""  # the run or purpose that asked for it

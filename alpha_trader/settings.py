@@ -189,6 +189,8 @@ class ModelSettings(Section):
     feature_share: Share = 1.0  # part of the features each member sees
     windows: Windows = (0,)  # newest sessions learned from, the seeds take turns; 0 = all
     max_rows: CountFromZero = 500_000  # rows one member learns from at most; 0 = no limit
+    fine_tune: CountFromZero = 0  # trees that each member gains between full fits; 0 = none
+    fine_tune_sessions: Annotated[int, Field(ge=20)] = 250  # newest sessions those trees learn from
     refit: Literal["weekly", "monthly", "yearly"] = "yearly"
     min_train: Annotated[int, Field(ge=20)] = 750  # sessions before the first fit
     embargo: CountFromZero = 2  # sessions left out between training and test

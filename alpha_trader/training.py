@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEWEST', 'AGREEMENTS', 'CHANCES', 'folds_of', 'session_to_train_for', 'knowledge', 'fit_before', 'registered',
            'answers', 'refit_checks', 'promoted_if_free', 'Record', 'record_of', 'record_tables', 'importance',
-           'opened', 'gate_table', 'with_signals', 'Training', 'training_facts', 'train']
+           'opened', 'gate_table', 'with_signals', 'Training', 'training_facts', 'taken_over', 'train']
 
 # %% ../nbs/12f_training.ipynb #70eaa452
 from collections.abc import Callable, Mapping, Sequence
@@ -158,7 +158,7 @@ def promoted_if_free(
         return promote(engine, row.id, "first model, paper only", now)
     if now_champion.id == row.id:
         return now_champion
-    if now_champion.recipe == row.recipe and now_champion.trained_to < row.trained_to and met(checks):
+    if now_champion.recipe == row.recipe and now_champion.trained_to <= row.trained_to and met(checks):
         first_reason = now_champion.reason.rpartition("(")[2].rstrip(")")
         return promote(engine, row.id, f"scheduled refit of {now_champion.id} ({first_reason})", now)
     return row
@@ -264,6 +264,27 @@ def training_facts(training: Training) -> dict[str, object]:
         "source": f"{card.source}/{card.feed}",
     }
 
+# %% ../nbs/12f_training.ipynb #c03829b4
+def taken_over(
+    settings: Settings,
+    engine: Engine,
+    known: Panel,  # bars before the session from which on the fit may trade
+    card: ModelCard,  # of a fit that was just kept
+    measured: Mapping[str, float],  # out-of-sample scores of its recipe
+    session: date,
+    now: datetime,  # aware UTC
+) -> Training:
+    "Register a fit, and let it take over if nobody has to be asked and nothing speaks against it"
+    row, before = registered(settings, engine, card, measured, now), champion(settings, engine, known)
+    checks: list[Criterion] = []
+    if before is not None and before.recipe == row.recipe and before.id != row.id:
+        checks = refit_checks(settings, known, card, read_meta(settings.models_dir / before.id))
+    if not met(checks):
+        text = f"refit {row.id} does not take over: " + "; ".join(f"{c.name} {c.figure}" for c in checks if c.passed is False)
+        with writing(engine) as db:
+            record_risk(db, account_in_use(settings, engine), "refit_refused", text, now, session)
+    return Training(card, promoted_if_free(engine, row, now, checks), measured, tuple(checks))
+
 # %% ../nbs/12f_training.ipynb #f8f95dbc
 def train(
     settings: Settings,
@@ -278,12 +299,4 @@ def train(
     known, _ = before_the_open(whole, session)
     measured = scores(predicted[: len(known.index)], lesson(known, settings).label, settings.label.horizon)
     card = fit_before(whole, settings, session, measured, now, predicted)
-    row, before = registered(settings, engine, card, measured, now), champion(settings, engine, whole)
-    checks: list[Criterion] = []
-    if before is not None and before.recipe == row.recipe and before.id != row.id:
-        checks = refit_checks(settings, known, card, read_meta(settings.models_dir / before.id))
-    if not met(checks):
-        text = f"refit {row.id} does not take over: " + "; ".join(f"{c.name} {c.figure}" for c in checks if c.passed is False)
-        with writing(engine) as db:
-            record_risk(db, account_in_use(settings, engine), "refit_refused", text, now, session)
-    return Training(card, promoted_if_free(engine, row, now, checks), measured, tuple(checks))
+    return taken_over(settings, engine, known, card, measured, session, now)

@@ -1,8 +1,8 @@
 """Issue 4, done when 1: the gate on random walks and on bars with a planted signal, through the real training
 
 Features, labels, a refit a year, calibration, backtest with costs and the gate: nothing is replaced but the size (40
-trees, one seed of each kind) and the placebo rate, which is what the first test measures. `--slow` runs 200 universes of
-each kind in about six minutes; without it a few. `pytest -s` prints the summaries.
+trees, one seed of each kind) and the placebo rate, which is what the first test measures. `--slow` runs 200 universes
+of each kind in about six minutes; without it a few. `pytest -s` prints the summaries.
 """
 
 import numpy as np
@@ -86,7 +86,7 @@ def interval(said: np.ndarray, label: np.ndarray) -> tuple[float, float]:
 
 
 def test_a_planted_signal_passes(request: pytest.FixtureRequest) -> None:
-    "At least nine in ten pass; the planted IC lies in the interval measured on the best forecast, and is nearly reached"
+    "At least nine in ten pass; the planted IC lies in the interval of the best forecast, and is nearly reached"
     count = universes(request, 10)
     passed, best, ours = [], [], []
     for seed in range(count):
@@ -100,8 +100,8 @@ def test_a_planted_signal_passes(request: pytest.FixtureRequest) -> None:
     found_it = [mean - reach > 0 for mean, reach in ours]
     measured, reached = float(np.mean([mean for mean, _ in best])), float(np.mean([mean for mean, _ in ours]))
     print(
-        f"\nplanted IC {EXPECTED:.3f}: {sum(passed)} of {count} pass the gate; the interval of the best forecast holds it in "
-        f"{sum(inside)}, mean {measured:.3f}; the trained members reach {reached:.3f}, above 0 in {sum(found_it)}"
+        f"\nplanted IC {EXPECTED:.3f}: {sum(passed)} of {count} pass the gate; the interval of the best holds it "
+        f"in {sum(inside)}, mean {measured:.3f}; the trained members reach {reached:.3f}, above 0 in {sum(found_it)}"
     )
     assert np.mean(passed) >= 0.9
     assert np.mean(inside) >= 0.9 and abs(measured - EXPECTED) < 0.03 / np.sqrt(count) * 1.96

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpha_trader.confidence import consensus, scores
+from alpha_trader.confidence import consensus
 from alpha_trader.domain import DataError, InputError, ModelError
 from alpha_trader.features import FeatureSet
 from alpha_trader.fills import stop_reference, target_reference

@@ -154,7 +154,7 @@ def test_another_schema_is_named(copy) -> None:
     meta["card"]["schema_version"] = 1
     meta["seal"] = digest(meta["card"], 16)
     path.write_text(json.dumps(meta))
-    refused(*copy, match="meta.json has schema 1, this version reads 2")
+    refused(*copy, match="meta.json has schema 1, this version reads 3")
 
 
 NO_CARDS = [b"", b"{", b"[]", b"null", b'{"seal": 1}', b'{"seal": "x", "card": {}}', b"\xff\xfe\x00"]
