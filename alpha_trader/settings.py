@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['Share', 'Loss', 'Rate', 'Positive', 'Count', 'CountFromZero', 'Symbol', 'SPLIT', 'EACH_ONCE', 'SYMBOLS', 'NAMES',
-           'SEEDS', 'Symbols', 'Names', 'Seeds', 'Windows', 'Folder', 'WATCHLIST', 'OwnStop', 'OwnTarget',
-           'REFIT_SESSIONS', 'CHANCE', 'Chance', 'DATABASES', 'SHARED', 'SECTIONS', 'PREFIX', 'SECRET_NAMES',
-           'PROCESS_ONLY', 'AlphaTraderError', 'SettingsError', 'split_list', 'refused', 'each_once', 'upper',
-           'blank_is_none', 'Section', 'DataSettings', 'FeatureSettings', 'LabelSettings', 'ModelSettings', 'chance',
-           'SignalSettings', 'PromotionSettings', 'RiskSettings', 'CostSettings', 'BrokerSettings', 'BacktestSettings',
-           'RunSettings', 'check_url', 'StoreSettings', 'check_shared', 'TuneSettings', 'LogSettings', 'Secrets',
-           'Places', 'LayeredSettings', 'Settings', 'database_url', 'interval', 'allowed', 'as_text', 'shown',
-           'closest', 'Layer', 'ini_parser', 'ini_problem', 'ini_layer', 'environment_layer', 'dotenv_variables',
-           'objection', 'LayerSource', 'problem', 'settled', 'find_root', 'load_settings', 'override', 'SettingRow',
-           'settings_table']
+           'SEEDS', 'Symbols', 'Names', 'Seeds', 'Windows', 'Folder', 'WATCHLIST', 'BROKERS', 'Day', 'OwnStop',
+           'OwnTarget', 'REFIT_SESSIONS', 'CHANCE', 'Chance', 'PAPER_HOST', 'LIVE_HOST', 'DATA_HOST', 'HOSTS', 'Host',
+           'DATABASES', 'SHARED', 'SECTIONS', 'PREFIX', 'SECRET_NAMES', 'PROCESS_ONLY', 'AlphaTraderError',
+           'SettingsError', 'split_list', 'refused', 'each_once', 'upper', 'blank_is_none', 'Section', 'DataSettings',
+           'FeatureSettings', 'LabelSettings', 'ModelSettings', 'chance', 'SignalSettings', 'PromotionSettings',
+           'RiskSettings', 'CostSettings', 'BrokerSettings', 'check_host', 'AlpacaSettings', 'KisSettings',
+           'BacktestSettings', 'RunSettings', 'check_url', 'StoreSettings', 'check_shared', 'TuneSettings',
+           'LogSettings', 'Secrets', 'Places', 'LayeredSettings', 'Settings', 'database_url', 'interval', 'allowed',
+           'as_text', 'shown', 'closest', 'Layer', 'ini_parser', 'ini_problem', 'ini_layer', 'environment_layer',
+           'dotenv_variables', 'objection', 'LayerSource', 'problem', 'contradiction', 'against', 'settled',
+           'find_root', 'load_settings', 'override', 'SettingRow', 'settings_table']
 
 # %% ../nbs/00_settings.ipynb #7b22c4c9
 import configparser
@@ -22,6 +23,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, timedelta
 from decimal import Decimal
 from io import StringIO
 from pathlib import Path
@@ -121,13 +123,18 @@ WATCHLIST = (
     "INTC", "CSCO", "CMCSA", "VZ", "T", "MRK", "PFE", "ABT", "NKE", "WMT",
 )  # fmt: skip
 
+# %% ../nbs/00_settings.ipynb #5c1a0e01
+BROKERS = ("alpaca", "kis")  # real ones: they have data of their own, and a clock that nobody here can stop
+Day = Annotated[date, Field(description="a date such as 2016-01-04")]
+
 # %% ../nbs/00_settings.ipynb #b56a2121
 class DataSettings(Section):
     "Where bars come from, and what is odd enough to be refused"
 
-    source: Literal["sample", "folder", "synthetic"] = "sample"
+    source: Literal["sample", "folder", "synthetic", "alpaca", "kis"] = "sample"
     folder: Folder = None  # of <SYMBOL>.csv or .parquet files; relative to the workspace
-    clock: Literal["data", "wall"] = "data"  # whose "today": the newest bar's, or the computer's
+    clock: Literal["auto", "data", "wall", "broker"] = "auto"  # whose "today": the newest bar's, the computer's, the broker's
+    since: Day = date(2016, 1, 4)  # oldest session asked of a broker
     watchlist: Symbols = WATCHLIST
     benchmark: Symbol = "SPY"
     max_move: Share = 0.25  # largest daily move no recorded split has to explain
@@ -141,6 +148,16 @@ class DataSettings(Section):
         if self.source == "folder" and self.folder is None:
             raise refused("a folder of CSV or Parquet files, because source = folder", "folder")
         return self
+
+    @property
+    def replays(self) -> bool:
+        "Whether now is the moment of the newest bar's close"
+        return self.clock == "data" or (self.clock == "auto" and self.source not in BROKERS)
+
+    @property
+    def delay(self) -> timedelta:
+        "How long after a close its daily bar is taken for final"
+        return timedelta(minutes=20 if self.source in BROKERS else 0)
 
 # %% ../nbs/00_settings.ipynb #6b63944b
 class FeatureSettings(Section):
@@ -288,7 +305,7 @@ class CostSettings(Section):
 class BrokerSettings(Section):
     "Where orders go"
 
-    name: Literal["sim"] = "sim"
+    name: Literal["sim", "alpaca", "kis"] = "sim"
     mode: Literal["paper", "live"] = "paper"  # read from settings.ini alone
     capital: Annotated[Decimal, Field(gt=0, decimal_places=2)] = Decimal(100_000)  # USD a simulated account opens with
     account: Annotated[
@@ -301,6 +318,47 @@ class BrokerSettings(Section):
         if self.name == "sim" and self.mode == "live":
             raise refused("paper: the simulated broker is paper only", "mode")
         return self
+
+    @property
+    def environment(self) -> str:
+        "sim, paper or live, as it stands in the names of orders and accounts"
+        return "sim" if self.name == "sim" else self.mode
+
+    @property
+    def book(self) -> str:
+        "The account's name in the store: that of the settings, or what it is, such as alpaca-paper"
+        own = self.name == "sim" or self.account != BrokerSettings.model_fields["account"].default
+        return self.account if own else f"{self.name}-{self.mode}"
+
+# %% ../nbs/00_settings.ipynb #5c1a0e03
+PAPER_HOST, LIVE_HOST, DATA_HOST = "https://paper-api.alpaca.markets", "https://api.alpaca.markets", "https://data.alpaca.markets"
+HOSTS = "nothing, https://HOST or http://127.0.0.1:PORT"
+
+
+def check_host(url: str) -> str:  # without a slash at its end
+    "Accept nothing, an encrypted address, or one of this computer"
+    parts = urlsplit(url.strip().rstrip("/"))
+    local = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")
+    if url and not ((parts.scheme == "https" or local) and parts.hostname and not parts.path and "@" not in parts.netloc):
+        raise refused(HOSTS)
+    return url.strip().rstrip("/")
+
+
+Host = Annotated[str, AfterValidator(check_host), Field(description=HOSTS)]
+
+# %% ../nbs/00_settings.ipynb #5c1a0e05
+class AlpacaSettings(Section):
+    "Alpaca's addresses, and which trades its bars are made of"
+
+    trading_url: Host = ""  # empty = the paper host, or with mode = live the live host
+    data_url: Host = ""  # empty = the data host
+    feed: Literal["sip", "iex"] = "sip"
+
+
+class KisSettings(Section):
+    "The address of Korea Investment & Securities"
+
+    url: Host = ""  # empty = KIS's own
 
 # %% ../nbs/00_settings.ipynb #78b54f2d
 class BacktestSettings(Section):
@@ -374,10 +432,15 @@ class Secrets(Section):
     alpaca_api_secret: SecretStr | None = None
     kis_app_key: SecretStr | None = None
     kis_app_secret: SecretStr | None = None
+    kis_hts_id: SecretStr | None = None
+    kis_account_number: SecretStr | None = None
+    kis_paper_app_key: SecretStr | None = None
+    kis_paper_app_secret: SecretStr | None = None
     telegram_bot_token: SecretStr | None = None
     telegram_chat_id: SecretStr | None = None
     discord_webhook_url: SecretStr | None = None
     database_password: SecretStr | None = None
+    live_account: SecretStr | None = None  # of ALPHA_TRADER_LIVE, read from the process environment alone
 
     def known(self) -> tuple[SecretStr, ...]:
         "Those that were given"
@@ -451,6 +514,8 @@ class Settings(LayeredSettings):
     risk: RiskSettings = RiskSettings()
     costs: CostSettings = CostSettings()
     broker: BrokerSettings = BrokerSettings()
+    alpaca: AlpacaSettings = AlpacaSettings()
+    kis: KisSettings = KisSettings()
     backtest: BacktestSettings = BacktestSettings()
     run: RunSettings = RunSettings()
     tune: TuneSettings = TuneSettings()
@@ -467,6 +532,16 @@ class Settings(LayeredSettings):
     def store_url(self) -> str:
         "The database, ready to be opened"
         return database_url(self.root, self.store.url, self.secrets.database_password)
+
+    @property
+    def trading_url(self) -> str:
+        "Alpaca's trading host"
+        return self.alpaca.trading_url or (LIVE_HOST if self.broker.mode == "live" else PAPER_HOST)
+
+    @property
+    def data_url(self) -> str:
+        "Alpaca's market-data host"
+        return self.alpaca.data_url or DATA_HOST
 
     @property
     def studies_url(self) -> str:
@@ -553,7 +628,7 @@ def closest(
 
 # %% ../nbs/00_settings.ipynb #4df119a7
 PREFIX = "ALPHA_TRADER_"
-SECRET_NAMES = frozenset(name.upper() for name in Secrets.model_fields)
+SECRET_NAMES = frozenset(name.upper() for name in Secrets.model_fields) - {"LIVE_ACCOUNT"}
 
 # %% ../nbs/00_settings.ipynb #c4a008b7
 @dataclass(frozen=True)
@@ -710,6 +785,31 @@ def problem(
     where = (layer or Layer("settings.ini", {})).spelled(section, key)
     return f"{where}: found {shown(found)}, allowed: {check.get('allowed') or allowed(section, key)}"
 
+# %% ../nbs/00_settings.ipynb #5c1a0e08
+def contradiction(settings: Settings) -> tuple[str, str, str] | None:  # section, key, what is allowed; None: all is well
+    "The first setting that does not go with another section's"
+    data, broker = settings.data, settings.broker
+    if broker.name in BROKERS and data.source in ("sample", "synthetic"):
+        return "data", "source", f"{broker.name} or folder, because [broker] name = {broker.name} trades on real prices"
+    if broker.name in BROKERS and data.replays:
+        return "data", "clock", f"wall or broker, because [broker] name = {broker.name} trades now"
+    if broker.name == "sim" and data.clock == "broker":
+        return "data", "clock", "auto, data or wall, because the simulated broker has no clock of its own"
+    wrong = PAPER_HOST if broker.mode == "live" else LIVE_HOST
+    if broker.name == "alpaca" and urlsplit(settings.trading_url).hostname == urlsplit(wrong).hostname:
+        return "alpaca", "trading_url", f"nothing, or a host of the other kind, because [broker] mode = {broker.mode}"
+    return None
+
+
+def against(
+    found: tuple[str, str, str],  # of `contradiction`
+    layers: Sequence[Layer],
+) -> str:  # one line
+    "Say a contradiction the way every refused value is said"
+    section, key, wanted = found
+    value = next((each.values[section, key] for each in layers if (section, key) in each.values), "")
+    return problem({"type": "refused", "loc": (section, key), "ctx": {"allowed": wanted}, "input": value, "msg": ""}, layers)
+
 # %% ../nbs/00_settings.ipynb #79b866a3
 def settled(
     root: Path,  # the workspace
@@ -723,6 +823,8 @@ def settled(
         settings = Settings(**given)
     except ValidationError as error:
         problems += [problem(each, layers) for each in error.errors(include_url=False)]
+    else:
+        problems += [against(found, layers) for found in [contradiction(settings)] if found]
     if problems:
         raise SettingsError(problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
     return settings
@@ -747,7 +849,9 @@ def load_settings(
     named = root or variables.get(f"{PREFIX}ROOT")
     folder = Path(named).resolve() if named else find_root(Path.cwd())
     dotenv = environment_layer(dotenv_variables(folder / ".env"), ".env")
-    return settled(folder, (environment_layer(variables), dotenv, ini_layer(folder / "settings.ini")))
+    live = {("secrets", "live_account"): account for account in [variables.get(f"{PREFIX}LIVE")] if account}
+    layers = (Layer("settings", live), environment_layer(variables), dotenv, ini_layer(folder / "settings.ini"))
+    return settled(folder, layers)
 
 # %% ../nbs/00_settings.ipynb #63cbffbb
 def override(
