@@ -442,7 +442,7 @@ class CorporateAction:
 
     symbol: str
     session: date  # effective at its opening
-    kind: Literal["split", "dividend", "cash_in_lieu"]
+    kind: str  # split, dividend, cash_in_lieu; a fee by its name in the broker's journal
     amount: Decimal  # split: new shares for an old one; else USD a share
     quantity: Decimal  # shares that were added, negative for a reverse split
     cash: Decimal  # USD that were added

@@ -849,7 +849,8 @@ def load_settings(
     named = root or variables.get(f"{PREFIX}ROOT")
     folder = Path(named).resolve() if named else find_root(Path.cwd())
     dotenv = environment_layer(dotenv_variables(folder / ".env"), ".env")
-    live = {("secrets", "live_account"): account for account in [variables.get(f"{PREFIX}LIVE")] if account}
+    account = variables.get(f"{PREFIX}LIVE")
+    live = {("secrets", "live_account"): account} if account else {}
     layers = (Layer("settings", live), environment_layer(variables), dotenv, ini_layer(folder / "settings.ini"))
     return settled(folder, layers)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BEFORE_SENDING', 'CONNECT', 'READ', 'TOTAL', 'never_left', 'translated', 'read_body', 'Budget', 'Guard', 'guarded',
-           'RateLimit', 'reset_pause']
+           'RateLimit', 'machine_time', 'reset_pause']
 
 # %% ../nbs/02a_transport.ipynb #9dd82a1e
 import sqlite3
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,19 @@ class RateLimit:
         "Return when the request may be made"
         while pause := self.take():
             self.sleep(pause)
+
+    def used(self) -> int:
+        "Places taken in the window that ends now"
+        if not self.path.exists():
+            return 0
+        with closing(sqlite3.connect(self.path, timeout=30.0)) as file:
+            now = self.clock()
+            return int(file.execute("SELECT count(*) FROM calls WHERE at > ? AND at <= ?", (now - self.seconds, now)).fetchone()[0])
+
+# %% ../nbs/02a_transport.ipynb #5c1a0f02
+def machine_time() -> datetime:  # aware UTC
+    "What the computer's clock says"
+    return datetime.now(UTC)
 
 # %% ../nbs/02a_transport.ipynb #b951023c
 def reset_pause(

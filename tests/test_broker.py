@@ -25,7 +25,8 @@ from servers.alpaca import KEY, SECRET, Alpaca
 from servers.exchange import Exchange
 from servers.judge import Judge
 
-from alpha_trader.alpaca_broker import paper_broker, trading_line
+from alpha_trader.alpaca_broker import paper_broker
+from alpha_trader.alpaca_line import trading_line
 from alpha_trader.bars import Panel, bars_frame, panel_of
 from alpha_trader.broker import Broker, look, missing, refusal
 from alpha_trader.domain import (
