@@ -456,7 +456,8 @@ def write_atomically(path: Path, table: pa.Table) -> None:
 # %% ../nbs/04_bars.ipynb #821ca12d
 def check_feed(folder: Path, source: str, feed: str) -> None:
     "Refuse to lay bars of a second source or feed into a folder"
-    for path in sorted(folder.glob("[!.]*.parquet")):
+    names = os.scandir(folder) if folder.is_dir() else ()
+    for path in (folder / entry.name for entry in names if entry.name.endswith(".parquet") and entry.name[0] != "."):
         try:
             card = read_card(path)
         except DataError:

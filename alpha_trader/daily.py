@@ -45,7 +45,7 @@ def run(
     workspace = Workspace()
     configure_logs(workspace.settings, console=False)
     given = pairs(context.args) | ({"session": str(session_asked(as_of))} if as_of else {})
-    work = work_by_hand(workspace.settings, workspace.engine, notebook, given, utc_now())
+    work = work_by_hand(workspace.settings, workspace.engine, notebook, given, workspace.now())
     result = carried_out(workspace, work, in_child=False)
     show_facts(
         {"notebook": notebook, "status": result.status, "report": str(result.report_html), "error": result.error or None}, json_
@@ -133,12 +133,12 @@ def start(
         use_fresh(settings, engine, fresh, utc_now())
     say: Callable[[str], None] = (lambda text: None) if json_ else typer.echo
     say(universe_note(settings))
-    works = planned(settings, engine, utc_now())
+    works = planned(settings, engine, workspace.now())
     results = do_all(workspace, works, say)
     failed = bool(results) and results[-1].status == "failed"
     study = None if failed else counted_study(backtest(settings), settings, engine, utc_now())
     facts = summary_of(settings, engine, workspace.account, study) if study else {}
-    upcoming, reports = next_slot(settings, utc_now()), reports_of(works, results)
+    upcoming, reports = next_slot(settings, workspace.now()), reports_of(works, results)
     if json_:
         end = {"status": "failed", "error": results[-1].error} if failed else {"status": "success"}
         typer.echo(to_json({**end, **facts, "reports": reports, "next_slot": upcoming}))
@@ -253,7 +253,7 @@ def status(json_: Json = False) -> None:
     "Mode, account, halt, model and when it expires, last and next slot."
     workspace = Workspace()
     facts = state_facts(workspace.settings, workspace.engine, workspace.account)
-    show_facts(facts | {"next_slot": next_slot(workspace.settings, utc_now())}, json_)
+    show_facts(facts | {"next_slot": next_slot(workspace.settings, workspace.now())}, json_)
 
 # %% ../nbs/19a_daily.ipynb #cd2e81aa
 def halt(
@@ -285,5 +285,5 @@ def close(
         raise InputError("close: name one symbol, or --all")
     workspace = Workspace()
     wanted = () if everything else (known_symbol(load_bars(workspace.settings), symbol),)
-    table = outcome_table(close_by_hand(workspace.settings, workspace.engine, wanted, utc_now()))
+    table = outcome_table(close_by_hand(workspace.settings, workspace.engine, wanted, workspace.now()))
     show(table[["symbol", "quantity", "filled", "price", "status", "error"]], json_)

@@ -12,7 +12,7 @@ __all__ = ['SURVIVORS', 'open_workspace', 'ingest', 'chosen', 'traded_window', '
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import numpy as np
 import pandas as pd
@@ -33,8 +33,10 @@ from alpha_trader.desk import (
     account_in_use,
     champion,
     champion_expires,
+    clock_of,
     desk_at,
     last_traded,
+    open_book,
     open_broker,
     open_desk,
     session_named,
@@ -45,10 +47,9 @@ from .domain import Account, DataError, InputError, OrderIntent, Position, Purpo
 from .execution import Outcome, cancel_intent, next_attempt, reconcile, record_intents, send, working
 from .evidence import Evidence, verdict
 from .fills import cost_rules
-from .research import bars_folder, data_now, load_bars, out_of_sample, outlook_forward, universe_note
-from .samples import source_for
+from .research import bars_folder, data_now, load_bars, open_source, out_of_sample, outlook_forward, universe_note
 from .sessions import NEW_YORK, last_completed_session, next_session, session_close, session_of
-from .settings import Settings, load_settings
+from .settings import BROKERS, Settings, load_settings
 from .signals import Reason
 from .statistics import Performance, performance
 from alpha_trader.store import (
@@ -74,7 +75,7 @@ def open_workspace() -> tuple[Settings, Engine, datetime]:
     if run:
         return run.settings, run.engine, run.now()
     settings = load_settings()
-    return settings, open_store(settings.store_url), datetime.now(UTC)
+    return settings, open_store(settings.store_url), clock_of(settings)()
 
 # %% ../nbs/13_pipeline.ipynb #8b750c28
 def ingest(
@@ -84,7 +85,7 @@ def ingest(
     progress: Callable[[int, int, str], None] | None = None,  # told (done, total, symbol)
 ) -> IngestReport:
     "Fetch, check and keep the bars of the universe"
-    source = source_for(settings)
+    source = open_source(settings)
     symbols, _ = universe(source, settings.data.watchlist)
     as_of = last_completed_session(data_now(settings, source, now))
     limits, folder = (settings.data.max_move, settings.data.stale_after), bars_folder(settings, source)
@@ -443,11 +444,12 @@ def to_sell(
     return [known[symbol] for symbol in sorted(symbols or known)]
 
 # %% ../nbs/13_pipeline.ipynb #000c0e71
-def sale_by_hand(account: str, strategy: str, session: date, position: Position) -> OrderIntent:
+def sale_by_hand(settings: Settings, account: str, session: date, position: Position) -> OrderIntent:
     "The order that sells all of a position"
     return OrderIntent(
-        account=account, strategy=strategy, session=session, symbol=position.symbol, side=Side.SELL,
+        account=account, strategy=settings.model.strategy, session=session, symbol=position.symbol, side=Side.SELL,
         purpose=Purpose.CLOSE, quantity=position.quantity, reason=Reason.CLOSED_BY_HAND.name,
+        env=settings.broker.environment,
     )  # fmt: skip
 
 # %% ../nbs/13_pipeline.ipynb #0d46c001
@@ -457,7 +459,7 @@ def sold_by_hand(hand: Hand, settings: Settings, session: date, position: Positi
     for order in working(hand.engine, hand.account):
         if order.intent.symbol == position.symbol:
             cancel_intent(hand.engine, hand.broker, order.client_id, hand.fence, hand.clock, time.sleep, deadline)
-    wish = sale_by_hand(hand.account, settings.model.strategy, session, position)
+    wish = sale_by_hand(settings, hand.account, session, position)
     intent = next_attempt(hand.engine, wish) or wish
     record_intents(hand.engine, [intent], hand.run_id, hand.clock(), hand.fence)
     return send(hand.engine, hand.broker, [intent], hand.fence, hand.clock, time.sleep, deadline)[0]
@@ -471,8 +473,11 @@ def close_by_hand(
 ) -> list[Outcome]:
     "Sell positions at the market"
     account, tape = account_in_use(settings, engine), load_bars(settings)
-    broker = open_broker(settings, account, tape, None if settings.data.clock == "data" else now)
+    live = settings.broker.name in BROKERS
+    broker = open_broker(settings, account, tape, None if settings.data.replays else now, clock=clock_of(settings))
+    open_book(settings, engine, broker, account, now)
     clock = broker.clock()
+    times = clock_of(settings) if live else (lambda: clock.now)
     session = session_of(clock.now)
     if not clock.is_open or session is None:
         opens = clock.next_open.astimezone(NEW_YORK)
@@ -481,8 +486,8 @@ def close_by_hand(
     run = begin_run(engine, "close", f"{session} by hand {now:%H%M%S%f}", account, now, *this_process())
     assert isinstance(run, Run)
     fence = acquire_lease(engine, account, f"run {run.id}", *this_process(), now, LEASE)
-    reconcile(engine, broker, account, fence, lambda: clock.now, time.sleep)
-    hand = Hand(engine, broker, account, fence, lambda: clock.now, run.id)
+    reconcile(engine, broker, account, fence, times, time.sleep)
+    hand = Hand(engine, broker, account, fence, times, run.id)
     outcomes = [sold_by_hand(hand, settings, session, position) for position in positions]
     finish_run(engine, run.id, RunStatus.SUCCEEDED, now)
     release_lease(engine, account, fence)

@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 
 from .bars import FIELDS, BarSource, FolderSource, Panel, bars_frame, panel_of, pick
+from .domain import InputError
 from .sessions import sessions_between
-from .settings import Settings
+from .settings import BROKERS, Settings
 
 # %% ../nbs/04a_samples.ipynb #c517a4e9
 TODAY = {"FB": "META", "GOOG": "GOOGL"}  # the sample's tickers under the names they trade by today
@@ -223,8 +224,10 @@ class SyntheticSource:
 
 # %% ../nbs/04a_samples.ipynb #ac888faf
 def source_for(settings: Settings) -> BarSource:
-    "The source that `[data] source` names"
+    "The source that `[data] source` names, unless it is a broker"
     data = settings.data
+    if data.source in BROKERS:
+        raise InputError(f"source = {data.source}: a broker's bars are opened by open_source")
     if data.source == "folder" and data.folder is not None:
         return FolderSource(settings.root / data.folder)
     if data.source == "synthetic":

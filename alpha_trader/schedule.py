@@ -20,8 +20,7 @@ from sqlalchemy import Engine
 from .desk import account_in_use, champion, check_has_bars, checked_session, last_traded, next_decision, sessions_to_trade
 from .domain import DataError, InputError, ModelError
 from .registry import ModelCard, read_meta
-from .research import load_bars
-from .samples import source_for
+from .research import load_bars, open_source
 from alpha_trader.sessions import (
     last_completed_session,
     next_session,
@@ -155,11 +154,12 @@ def wall_work(
     last = last_completed_session(now)
     upcoming = next_session(last)
     began, slot = refit_began(settings, upcoming), slot_at(now, settings.run.guard_minutes)
-    work = research_work(settings, last, began, upcoming, began)
+    final = last_completed_session(now - settings.data.delay)
+    work = research_work(settings, final, began, upcoming, began)
     work += upkeep_work(settings, in_use, upcoming) if in_use else []
     if slot.kind == "decision":
         work.append(account_work("trade", account, slot.session))
-    if decided == last:
+    if decided == final:
         work.append(account_work("daily_report", account, last))
     return work
 
@@ -182,8 +182,8 @@ def planned(
     "All work up to now, in order, done or not"
     name = account_in_use(settings, engine, account)
     decided = last_traded(engine, name)
-    if settings.data.clock == "data":
-        return replay_work(settings, name, source_for(settings).last_session(), decided, card_in_use(settings, engine))
+    if settings.data.replays:
+        return replay_work(settings, name, open_source(settings).last_session(), decided, card_in_use(settings, engine))
     return wall_work(settings, name, now, decided, card_in_use(settings, engine))
 
 # %% ../nbs/18_schedule.ipynb #d0ccc4d1
@@ -192,8 +192,8 @@ def next_slot(
     now: datetime,  # aware UTC, of the clock on the wall
 ) -> datetime:  # aware UTC
     "When the next decision slot begins"
-    if settings.data.clock == "data":
-        return session_open(next_session(source_for(settings).last_session()))
+    if settings.data.replays:
+        return session_open(next_session(open_source(settings).last_session()))
     return slot_at(now, settings.run.guard_minutes).next_decision
 
 # %% ../nbs/18_schedule.ipynb #1afbbd5f
@@ -221,5 +221,5 @@ def work_by_hand(
     account = given.get("account") or account_in_use(settings, engine)
     session = given.get("session") or str(next_account_session(settings, engine, notebook, account))
     if notebook == "trade":
-        check_has_bars(settings, checked_session(engine, account, session), source_for(settings).last_session())
+        check_has_bars(settings, checked_session(engine, account, session), open_source(settings).last_session())
     return Due(notebook, f"{session} {kind}", account, {**given, "session": session, "account": account})

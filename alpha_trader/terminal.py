@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine
 
-from .desk import account_in_use
+from .desk import account_in_use, clock_of
 from .domain import InputError
 from .progress import progress_bar
 from .schedule import Due, is_done
@@ -52,6 +53,11 @@ class Workspace:
     def account(self) -> str:
         "The account in use"
         return account_in_use(self.settings, self.engine)
+
+    @cached_property
+    def now(self) -> Callable[[], datetime]:
+        "What time it is, by the clock of the settings (aware UTC)"
+        return utc_now if self.settings.data.clock != "broker" else clock_of(self.settings)
 
 # %% ../nbs/19_terminal.ipynb #ac1e28d4
 def utc_now() -> datetime:
@@ -202,8 +208,8 @@ def carried_out(
     settings, engine = workspace.settings, workspace.engine
     values = typed_parameters(settings.root, work.notebook, work.parameters)
     if in_child:
-        return spawn_run(settings, work.notebook, values, work.slot, work.account, utc_now, engine=engine)
-    return run_notebook(settings, work.notebook, values, work.slot, work.account, engine, utc_now)
+        return spawn_run(settings, work.notebook, values, work.slot, work.account, workspace.now, engine=engine)
+    return run_notebook(settings, work.notebook, values, work.slot, work.account, engine, workspace.now)
 
 # %% ../nbs/19_terminal.ipynb #092a5e7a
 def prepare(

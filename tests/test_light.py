@@ -16,7 +16,7 @@ HEAVY = {"sklearn", "vectorbt", "matplotlib", "optuna"}
 OUTSIDE = {  # a package of somebody else's → the only modules that may import it
     "vectorbt": {"backtest"},
     "papermill": {"runner"},
-    "alpaca": {"alpaca_data", "alpaca_broker"},
+    "alpaca": {"alpaca_line"},
     "pykis": {"kis_data", "kis_broker"},
 }
 DOORS = {  # function → why it may read the clock on the wall or the environment by itself
@@ -27,6 +27,7 @@ DOORS = {  # function → why it may read the clock on the wall or the environme
     "wall": "processes of one search know by it who is alive, and when the hours are over",
     "open_workspace": "the clock of a run, or of a person who runs the notebook by hand",
     "RateLimit": "a default that a test replaces: processes that share a limit share no other clock",
+    "machine_time": "a line to a broker measures its waits, and a person who trades now means now",
     "desk_at": "a lease is measured by the clock on the wall, also where a replay's stands still",
 }
 NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

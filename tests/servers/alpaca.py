@@ -6,7 +6,7 @@ that specification from outside; see `judge.py`.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -52,6 +52,8 @@ class Alpaca:
     limit: int = 200  # requests a minute
     page: int = 10_000  # bars on a page, at most
     lag: dict[str, int] = field(default_factory=dict)  # client id -> lookups still answered 404
+    account_number: str = ACCOUNT
+    actions_page: int = 1_000  # corporate actions on a page, at most
 
     def __post_init__(self) -> None:
         self.wire = Wire(self.answer)
@@ -103,6 +105,8 @@ class Alpaca:
             case "GET", ["stocks", "trades", "latest"]:
                 trades = {s: self.trade(s) for s in query["symbols"].split(",") if self.known(s)}
                 return Reply(body={"trades": trades})
+            case "GET", ["stocks", "snapshots"]:
+                return Reply(body={s: self.snapshot(s) for s in query["symbols"].split(",") if self.known(s)})
             case "GET", ["stocks", "quotes", "latest"]:
                 quotes = {s: self.quote(s) for s in query["symbols"].split(",") if self.known(s)}
                 return Reply(body={"quotes": quotes})
@@ -119,7 +123,7 @@ class Alpaca:
         held = number(equity - cash)
         return {
             "id": "904837e3-3b76-47ec-b432-046db621571b",
-            "account_number": ACCOUNT,
+            "account_number": self.account_number,
             "status": "ACTIVE",
             "currency": "USD",
             "cash": number(cash),
@@ -327,10 +331,28 @@ class Alpaca:
 
     @staticmethod
     def word(event: Event) -> str:
-        return "SPLIT" if event.kind == "split" else "DIV"
+        return {"split": "SPLIT", "dividend": "DIV", "fee": "FEE"}[event.kind]
+
+    def charge(self, session: date, amount: Decimal) -> None:
+        "Book a fee, as the broker does in the night after the trades"
+        with self.exchange.lock:
+            self.exchange.cash -= amount
+            name = f"fee-{session}-{len(self.exchange.events)}"
+            self.exchange.events.append(
+                Event(name, "", session, "fee", Decimal(0), Decimal(0), -amount, self.exchange.now)
+            )
 
     def event(self, event: Event) -> dict[str, Any]:
         shares = self.exchange.shares.get(event.symbol, Decimal(0))
+        if event.kind == "fee":
+            return {
+                "id": f"{event.at:%Y%m%d}000000000::{event.id}",
+                "activity_type": "FEE",
+                "date": str(event.session),
+                "net_amount": number(event.cash),
+                "description": "TAF fee",
+                "status": "executed",
+            }
         return {
             "id": f"{event.at:%Y%m%d}000000000::{event.id}",
             "activity_type": self.word(event),
@@ -351,7 +373,10 @@ class Alpaca:
         newest = self.exchange.now - timedelta(minutes=15)
         if query.get("feed", "sip") == "sip" and (end is None or end.tz_convert(UTC) > newest):
             return Reply(403, {"message": "subscription does not permit querying recent SIP data"})
-        rows = [row for symbol in sorted(query["symbols"].split(",")) for row in self.history(symbol, start, end)]
+        wanted = sorted(query["symbols"].split(","))
+        if wrong := [symbol for symbol in wanted if not symbol.replace(".", "").isalnum()]:
+            return Reply(400, {"message": f"invalid symbol(s): {', '.join(wrong)}"})
+        rows = [row for symbol in wanted for row in self.history(symbol, start, end)]
         first = int(query.get("page_token") or 0)
         size = min(int(query.get("limit", 1000)), self.page)
         bars: dict[str, list[dict[str, Any]]] = {}
@@ -398,6 +423,11 @@ class Alpaca:
             "z": "C",
         }
 
+    def snapshot(self, symbol: str) -> dict[str, Any]:
+        bars = [bar for _, bar in self.history(symbol, None, None)][-2:]
+        parts = {"latestTrade": self.trade(symbol), "latestQuote": self.quote(symbol)}
+        return parts | dict(zip(("dailyBar", "prevDailyBar"), reversed(bars), strict=False))
+
     def quote(self, symbol: str) -> dict[str, Any]:
         price = float(self.exchange.price(symbol) or 0)
         return {
@@ -439,4 +469,10 @@ class Alpaca:
                     )
                 if dividend:
                     found["cash_dividends"].append(common | {"rate": dividend, "special": False, "foreign": False})
-        return {"corporate_actions": found, "next_page_token": None}
+        flat = [(kind, row) for kind, rows in found.items() for row in rows]
+        first, size = int(query.get("page_token") or 0), min(int(query.get("limit", 100)), self.actions_page)
+        page: dict[str, list[dict[str, Any]]] = {}
+        for kind, row in flat[first : first + size]:
+            page.setdefault(kind, []).append(row)
+        following = str(first + size) if first + size < len(flat) else None
+        return {"corporate_actions": page, "next_page_token": following}
