@@ -6,14 +6,14 @@
 __all__ = ['REFUSALS', 'COLLAR', 'SERVICES', 'AHEAD', 'CANCELS', 'CHANGES', 'NOTED', 'PARTS', 'TRADING', 'Accepted', 'accepted',
            'marketable', 'order_body', 'order_time', 'id_of', 'date_in', 'text_of', 'state_of', 'order_of', 'orders_of',
            'oldest', 'derived', 'next_fill', 'Noted', 'noted_fill', 'Money', 'money_of', 'won_beside', 'position_of',
-           'positions_of', 'equity_before', 'KisAccount', 'KisOrders', 'KisBroker', 'PaperKis', 'LiveKis', 'paper_kis',
-           'live_kis', 'check_kis']
+           'positions_of', 'equity_before', 'KisAccount', 'KisLists', 'KisOrders', 'KisBroker', 'PaperKis', 'LiveKis',
+           'paper_kis', 'live_kis', 'check_kis']
 
-# %% ../nbs/11b_kis_broker.ipynb #bac0818a
+# %% ../nbs/11b_kis_broker.ipynb #592fcf01
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
@@ -21,61 +21,17 @@ from typing import Any, NamedTuple
 
 from .broker import refusal
 from alpha_trader.domain import (
-    Account,
-    Ambiguous,
-    Asset,
-    AuthFailed,
-    BrokerError,
-    BrokerOrder,
-    Capabilities,
-    Clock,
-    CorporateAction,
-    Fill,
-    NotFound,
-    NotSent,
-    OrderIntent,
-    OrderStatus,
-    OrderType,
-    Position,
-    ProtocolError,
-    Rejected,
-    RejectReason,
-    Side,
-    account_tag,
-    rounded,
-    usd,
+    Account, Ambiguous, Asset, AuthFailed, BrokerError, BrokerOrder, Capabilities, Clock, CorporateAction, Fill, NotFound, NotSent,
+    OrderIntent, OrderStatus, OrderType, Position, ProtocolError, Rejected, RejectReason, Side, account_tag, rounded, usd,
 )
 from alpha_trader.kis_data import (
-    EXCHANGES,
-    PAPER,
-    PRICES,
-    REAL,
-    SEOUL,
-    TOO_FAST,
-    WRONG_KEYS,
-    Line,
-    Quote,
-    Quotes,
-    Reply,
-    day_of,
-    number,
-    our_name,
-    their_name,
-    tick_at,
-    walk,
+    EXCHANGES, PAPER, PRICES, REAL, SEOUL, WRONG_KEYS, Line, Quote, Quotes, Reply, day_of, number, our_name, their_name, tick_at, walk,
 )
 from alpha_trader.sessions import (
-    NEW_YORK,
-    is_session,
-    last_completed_session,
-    next_session,
-    previous_session,
-    session_close,
-    session_of,
-    session_open,
+    NEW_YORK, is_session, last_completed_session, next_session, previous_session, session_close, session_of, session_open,
 )
 
-# %% ../nbs/11b_kis_broker.ipynb #c714e8c6
+# %% ../nbs/11b_kis_broker.ipynb #994ec212
 REFUSALS = {
     "APBK1664": RejectReason.CLOSED,  # not in trading hours
     "APBK0656": RejectReason.SYMBOL,  # no such symbol
@@ -106,7 +62,7 @@ def accepted(reply: Reply, what: str) -> Accepted:
         raise Rejected(REFUSALS[reply.code], sentence)
     raise Ambiguous(sentence)
 
-# %% ../nbs/11b_kis_broker.ipynb #d42855e0
+# %% ../nbs/11b_kis_broker.ipynb #eccabbbb
 COLLAR = Decimal("0.01")  # the most a market order gives away, as a fraction of the quote
 
 
@@ -117,7 +73,7 @@ def marketable(quote: Quote, side: Side, collar: Decimal = COLLAR) -> Decimal:  
     tick = tick_at(edge)
     return (edge / tick).to_integral_value(towards) * tick
 
-# %% ../nbs/11b_kis_broker.ipynb #0c18eb75
+# %% ../nbs/11b_kis_broker.ipynb #40681341
 def order_body(intent: OrderIntent, exchange: str, price: Decimal) -> dict[str, str]:
     "An intent as KIS's own samples send it; the account's two fields are added by the line"
     return {
@@ -138,7 +94,7 @@ SERVICES = {  # what a request is called in the two worlds
     "power": {REAL: "TTTS3007R", PAPER: "VTTS3007R"},
 }
 
-# %% ../nbs/11b_kis_broker.ipynb #edb7eecd
+# %% ../nbs/11b_kis_broker.ipynb #f1f4ce77
 AHEAD = timedelta(minutes=5)  # how far KIS's clock may be ahead of ours
 
 
@@ -157,7 +113,7 @@ def order_time(
     late = at if known or at <= now + AHEAD else at - timedelta(days=1)
     return late.astimezone(now.tzinfo)
 
-# %% ../nbs/11b_kis_broker.ipynb #a50e0081
+# %% ../nbs/11b_kis_broker.ipynb #a986b0dd
 def id_of(number_: str, at: datetime) -> str:
     "Our name for an order of theirs"
     return f"{at.astimezone(NEW_YORK):%Y%m%d}-{number_}"
@@ -171,7 +127,7 @@ def date_in(broker_id: str) -> date | None:  # New York
     except ValueError:
         return None
 
-# %% ../nbs/11b_kis_broker.ipynb #1826113c
+# %% ../nbs/11b_kis_broker.ipynb #07420259
 CANCELS, CHANGES = "02", "01"
 
 
@@ -198,7 +154,7 @@ def state_of(
         return OrderStatus.EXPIRED
     return OrderStatus.PARTIAL if filled else OrderStatus.OPEN
 
-# %% ../nbs/11b_kis_broker.ipynb #e3e83c59
+# %% ../nbs/11b_kis_broker.ipynb #63e67ae7
 def order_of(row: Mapping[str, Any], status: OrderStatus, at: datetime) -> BrokerOrder:
     "An order of theirs"
     filled, paid = number(row, "ft_ccld_qty", Decimal(0)), number(row, "ft_ccld_amt3", Decimal(0))
@@ -232,7 +188,7 @@ def orders_of(
     alive = {id_of(text_of(row, "odno"), order_time(row, now)) for row in resting or ()}
     return sorted((derived(name, row, followers, alive, resting is None, now) for name, row in latest.items()), key=oldest)
 
-# %% ../nbs/11b_kis_broker.ipynb #961a1ecf
+# %% ../nbs/11b_kis_broker.ipynb #4ece7b62
 def oldest(order: BrokerOrder) -> tuple[datetime, str]:
     "Sorts orders as they were made"
     return order.submitted_at, order.broker_id
@@ -251,7 +207,7 @@ def derived(
     left_today = no_list and number(row, "nccs_qty", Decimal(0)) > 0 and day == now.astimezone(NEW_YORK).date()
     return order_of(row, state_of(row, followers.get(name, ""), name in alive or left_today, over), at)
 
-# %% ../nbs/11b_kis_broker.ipynb #0f6bb8b4
+# %% ../nbs/11b_kis_broker.ipynb #b2002eb5
 NOTED = """CREATE TABLE IF NOT EXISTS fills (
     broker_id TEXT, total TEXT, symbol TEXT, side TEXT, quantity TEXT, price TEXT, at TEXT, seen TEXT, PRIMARY KEY (broker_id, total))"""
 
@@ -272,7 +228,7 @@ def next_fill(
     name = f"{order.broker_id}:{order.filled_quantity:f}"
     return Fill(name, order.broker_id, None, order.symbol, order.side, quantity, price, Decimal(0), at)
 
-# %% ../nbs/11b_kis_broker.ipynb #faa5e608
+# %% ../nbs/11b_kis_broker.ipynb #291af1aa
 @dataclass(frozen=True)
 class Noted:
     "Fills that were seen, in a file that all processes of the account share"
@@ -307,7 +263,7 @@ def noted_fill(row: Sequence[str]) -> Fill:
     amounts = (Decimal(quantity), Decimal(price), Decimal(0))
     return Fill(f"{broker_id}:{total}", broker_id, None, symbol, Side(side), *amounts, datetime.fromisoformat(at))
 
-# %% ../nbs/11b_kis_broker.ipynb #bccc8d73
+# %% ../nbs/11b_kis_broker.ipynb #4692c1b8
 class Money(NamedTuple):
     "The dollars of an account"
     cash: Decimal  # USD
@@ -330,7 +286,7 @@ def won_beside(amount: Decimal, rate: Decimal) -> str:
     "Dollars as a Korean owner reads them"
     return f"{amount:,.2f} USD (₩{amount * rate:,.0f})" if rate else f"{amount:,.2f} USD"
 
-# %% ../nbs/11b_kis_broker.ipynb #86fc4c8f
+# %% ../nbs/11b_kis_broker.ipynb #ccf329a4
 PARTS = {  # fields of a position: in the balance, in the paper world's list
     REAL: ("pdno", "ccld_qty_smtl1", "ord_psbl_qty1", "avg_unpr3", "ovrs_now_pric1"),
     PAPER: ("ovrs_pdno", "ovrs_cblc_qty", "ord_psbl_qty", "pchs_avg_pric", "now_pric2"),
@@ -349,7 +305,7 @@ def positions_of(rows: Iterable[Mapping[str, Any]], world: str) -> list[Position
     held = {position.symbol: position for position in (position_of(row, world) for row in rows) if position.quantity}
     return [held[symbol] for symbol in sorted(held)]
 
-# %% ../nbs/11b_kis_broker.ipynb #f8112044
+# %% ../nbs/11b_kis_broker.ipynb #9fdabf25
 def equity_before(
     cash: Decimal,  # USD now
     quantity: Mapping[str, Decimal],  # shares now, by symbol
@@ -363,7 +319,7 @@ def equity_before(
         then[fill.symbol] = then.get(fill.symbol, Decimal(0)) - fill.signed_quantity
     return usd(cash) + sum((usd(shares * close(symbol)) for symbol, shares in then.items() if shares), Decimal(0))
 
-# %% ../nbs/11b_kis_broker.ipynb #0e2d906e
+# %% ../nbs/11b_kis_broker.ipynb #b776124b
 TRADING = "/uapi/overseas-stock/v1/trading"
 
 
@@ -414,9 +370,54 @@ class KisAccount(Quotes):
         found = self.quotes(symbols)
         return {symbol: Asset(symbol, quote.tradable, False, tick_at(quote.last)) for symbol, quote in found.items()}
 
-# %% ../nbs/11b_kis_broker.ipynb #9fb8d260
-class KisOrders(KisAccount):
-    "Sending, listing and cancelling orders"
+# %% ../nbs/11b_kis_broker.ipynb #2caa821c
+class KisLists(KisAccount):
+    "Finding and listing orders"
+
+    def listed(self, first: date, last: date) -> tuple[list[BrokerOrder], list[dict[str, Any]]]:
+        "Orders of some New York days and all resting ones, and their rows; what is filled is noted"
+        every = "%" if self.world == REAL else ""  # the paper world wants it empty
+        data = {
+            "PDNO": every, "ORD_STRT_DT": f"{first:%Y%m%d}", "ORD_END_DT": f"{last:%Y%m%d}", "SLL_BUY_DVSN": "00",
+            "CCLD_NCCS_DVSN": "00", "OVRS_EXCG_CD": "NASD" if every else "", "SORT_SQN": "DS", "ORD_DT": "",
+            "ORD_GNO_BRNO": "", "ODNO": "",
+        }  # fmt: skip
+        rows = walk(lambda cursors, again: self.at_home("inquire-ccnl", "orders", data | cursors, again), "output", "orders")
+        resting = self.resting()
+        now = self.line.clock()
+        orders = orders_of(rows, resting, now)
+        self.noted.note(orders, now)
+        return orders, [*rows, *(resting or ())]
+
+    def resting(self) -> list[dict[str, Any]] | None:
+        "What is still open; None: the paper world does not say"
+        if self.world == PAPER:
+            return None
+        data = {"OVRS_EXCG_CD": "NASD", "SORT_SQN": "DS"}  # NASD: all of the US
+        return walk(lambda cursors, again: self.at_home("inquire-nccs", "resting", data | cursors, again), "output", "resting orders")
+
+    def find(self, intent: OrderIntent) -> BrokerOrder | None:
+        return None  # KIS knows no names: `lookalikes` finds
+
+    def order(self, broker_id: str) -> BrokerOrder:
+        return self.order_and_row(broker_id)[0]
+
+    def order_and_row(self, broker_id: str) -> tuple[BrokerOrder, dict[str, Any]]:
+        "An order, and a row of theirs about it"
+        day, now = date_in(broker_id), self.line.clock()
+        orders, rows = self.listed(day, day) if day else ([], [])
+        for order in orders:
+            if order.broker_id == broker_id:
+                return order, next(row for row in rows if id_of(text_of(row, "odno"), order_time(row, now)) == broker_id)
+        raise NotFound(f"kis: no order {broker_id}")
+
+    def orders(self, since: datetime, open_only: bool = False) -> list[BrokerOrder]:
+        found, _ = self.listed(since.astimezone(NEW_YORK).date(), (self.line.clock() + AHEAD).astimezone(NEW_YORK).date())
+        return [order for order in found if not order.status.terminal or (not open_only and order.submitted_at >= since)]
+
+# %% ../nbs/11b_kis_broker.ipynb #492a1eb7
+class KisOrders(KisLists):
+    "Sending and cancelling orders"
 
     def submit(self, intent: OrderIntent) -> BrokerOrder:
         exchange, price = self.prepared(intent)
@@ -448,58 +449,16 @@ class KisOrders(KisAccount):
             raise Rejected(RejectReason.PRICE, f"{intent.symbol}: {price} is not a multiple of {tick_at(price)}")
         return quote.exchange, price
 
-    def find(self, intent: OrderIntent) -> BrokerOrder | None:
-        return None  # KIS knows no names: `lookalikes` finds
-
-    def order(self, broker_id: str) -> BrokerOrder:
-        day = date_in(broker_id)
-        found = [order for order in self.listed(day, day)[0] if order.broker_id == broker_id] if day else []
-        if not found:
-            raise NotFound(f"kis: no order {broker_id}")
-        return found[0]
-
-    def orders(self, since: datetime, open_only: bool = False) -> list[BrokerOrder]:
-        now = self.line.clock()
-        found, _ = self.listed(since.astimezone(NEW_YORK).date(), (now + AHEAD).astimezone(NEW_YORK).date())
-        return [order for order in found if not order.status.terminal or (not open_only and order.submitted_at >= since)]
-
-    def listed(self, first: date, last: date) -> tuple[list[BrokerOrder], list[dict[str, Any]]]:
-        "Orders of some New York days and all resting ones, and their rows; what is filled is noted"
-        every = "%" if self.world == REAL else ""  # the paper world wants it empty
-        data = {
-            "PDNO": every, "ORD_STRT_DT": f"{first:%Y%m%d}", "ORD_END_DT": f"{last:%Y%m%d}", "SLL_BUY_DVSN": "00",
-            "CCLD_NCCS_DVSN": "00", "OVRS_EXCG_CD": "NASD" if every else "", "SORT_SQN": "DS", "ORD_DT": "",
-            "ORD_GNO_BRNO": "", "ODNO": "",
-        }  # fmt: skip
-        rows = walk(lambda cursors, again: self.at_home("inquire-ccnl", "orders", data | cursors, again), "output", "orders")
-        resting = self.resting()
-        now = self.line.clock()
-        orders = orders_of(rows, resting, now)
-        self.noted.note(orders, now)
-        return orders, [*rows, *(resting or ())]
-
-    def resting(self) -> list[dict[str, Any]] | None:
-        "What is still open; None: the paper world does not say"
-        if self.world == PAPER:
-            return None
-        data = {"OVRS_EXCG_CD": "NASD", "SORT_SQN": "DS"}  # NASD: all of the US
-        return walk(lambda cursors, again: self.at_home("inquire-nccs", "resting", data | cursors, again), "output", "resting orders")
-
     def cancel(self, broker_id: str) -> None:
-        day, now = date_in(broker_id), self.line.clock()
-        orders, rows = self.listed(day, day) if day else ([], [])
-        found = [order for order in orders if order.broker_id == broker_id]
-        if not found:
-            raise NotFound(f"kis: no order {broker_id}")
-        if found[0].status.terminal:
+        order, row = self.order_and_row(broker_id)
+        if order.status.terminal:
             return
-        row = next(row for row in rows if id_of(text_of(row, "odno"), order_time(row, now)) == broker_id)
         body = {"OVRS_EXCG_CD": text_of(row, "ovrs_excg_cd"), "PDNO": text_of(row, "pdno"), "ORGN_ODNO": text_of(row, "odno")}
-        body |= {"RVSE_CNCL_DVSN_CD": CANCELS, "ORD_QTY": f"{found[0].open_quantity:.0f}", "OVRS_ORD_UNPR": "0"}
+        body |= {"RVSE_CNCL_DVSN_CD": CANCELS, "ORD_QTY": f"{order.open_quantity:.0f}", "OVRS_ORD_UNPR": "0"}
         body |= {"MGCO_APTM_ODNO": "", "ORD_SVR_DVSN_CD": "0"}
         self.line.write(f"{TRADING}/order-rvsecncl", SERVICES["cancel"][self.world], body, f"cancel {broker_id}")
 
-# %% ../nbs/11b_kis_broker.ipynb #5e228231
+# %% ../nbs/11b_kis_broker.ipynb #cd72f600
 class KisBroker(KisOrders):
     "KIS behind the door that all brokers share"
 
@@ -550,7 +509,7 @@ class KisBroker(KisOrders):
     def corporate_actions(self, since: datetime) -> list[CorporateAction]:
         return []  # KIS books them without a word
 
-# %% ../nbs/11b_kis_broker.ipynb #8e4b1f9f
+# %% ../nbs/11b_kis_broker.ipynb #308394da
 class PaperKis(KisBroker):
     "A paper account: no real money"
 
@@ -585,7 +544,7 @@ def live_kis(
     broker.balance()
     return broker
 
-# %% ../nbs/11b_kis_broker.ipynb #3bd16150
+# %% ../nbs/11b_kis_broker.ipynb #6e331eb6
 def check_kis(broker: KisBroker, symbol: str = "AAPL") -> list[tuple[str, bool, str]]:  # (what, is it in order, sentence)
     "Keys, account, quotes and market of a KIS account"
     def asked(what: str, question: Callable[[], str]) -> tuple[str, bool, str]:
