@@ -9,7 +9,7 @@ __all__ = ['REFUSALS', 'COLLAR', 'SERVICES', 'AHEAD', 'CANCELS', 'CHANGES', 'NOT
            'positions_of', 'equity_before', 'KisAccount', 'KisLists', 'KisOrders', 'KisBroker', 'PaperKis', 'LiveKis',
            'paper_kis', 'live_kis', 'check_kis']
 
-# %% ../nbs/11b_kis_broker.ipynb #592fcf01
+# %% ../nbs/11b_kis_broker.ipynb #f188d1b3
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -31,7 +31,7 @@ from alpha_trader.sessions import (
     NEW_YORK, is_session, last_completed_session, next_session, previous_session, session_close, session_of, session_open,
 )
 
-# %% ../nbs/11b_kis_broker.ipynb #994ec212
+# %% ../nbs/11b_kis_broker.ipynb #e95c3523
 REFUSALS = {
     "APBK1664": RejectReason.CLOSED,  # not in trading hours
     "APBK0656": RejectReason.SYMBOL,  # no such symbol
@@ -62,7 +62,7 @@ def accepted(reply: Reply, what: str) -> Accepted:
         raise Rejected(REFUSALS[reply.code], sentence)
     raise Ambiguous(sentence)
 
-# %% ../nbs/11b_kis_broker.ipynb #eccabbbb
+# %% ../nbs/11b_kis_broker.ipynb #1f61d6c8
 COLLAR = Decimal("0.01")  # the most a market order gives away, as a fraction of the quote
 
 
@@ -73,7 +73,7 @@ def marketable(quote: Quote, side: Side, collar: Decimal = COLLAR) -> Decimal:  
     tick = tick_at(edge)
     return (edge / tick).to_integral_value(towards) * tick
 
-# %% ../nbs/11b_kis_broker.ipynb #40681341
+# %% ../nbs/11b_kis_broker.ipynb #b376c41f
 def order_body(intent: OrderIntent, exchange: str, price: Decimal) -> dict[str, str]:
     "An intent as KIS's own samples send it; the account's two fields are added by the line"
     return {
@@ -94,7 +94,7 @@ SERVICES = {  # what a request is called in the two worlds
     "power": {REAL: "TTTS3007R", PAPER: "VTTS3007R"},
 }
 
-# %% ../nbs/11b_kis_broker.ipynb #f1f4ce77
+# %% ../nbs/11b_kis_broker.ipynb #7a025b01
 AHEAD = timedelta(minutes=5)  # how far KIS's clock may be ahead of ours
 
 
@@ -113,7 +113,7 @@ def order_time(
     late = at if known or at <= now + AHEAD else at - timedelta(days=1)
     return late.astimezone(now.tzinfo)
 
-# %% ../nbs/11b_kis_broker.ipynb #a986b0dd
+# %% ../nbs/11b_kis_broker.ipynb #ac6219c8
 def id_of(number_: str, at: datetime) -> str:
     "Our name for an order of theirs"
     return f"{at.astimezone(NEW_YORK):%Y%m%d}-{number_}"
@@ -127,7 +127,7 @@ def date_in(broker_id: str) -> date | None:  # New York
     except ValueError:
         return None
 
-# %% ../nbs/11b_kis_broker.ipynb #07420259
+# %% ../nbs/11b_kis_broker.ipynb #c0a4d362
 CANCELS, CHANGES = "02", "01"
 
 
@@ -154,7 +154,7 @@ def state_of(
         return OrderStatus.EXPIRED
     return OrderStatus.PARTIAL if filled else OrderStatus.OPEN
 
-# %% ../nbs/11b_kis_broker.ipynb #63e67ae7
+# %% ../nbs/11b_kis_broker.ipynb #0bfe96a9
 def order_of(row: Mapping[str, Any], status: OrderStatus, at: datetime) -> BrokerOrder:
     "An order of theirs"
     filled, paid = number(row, "ft_ccld_qty", Decimal(0)), number(row, "ft_ccld_amt3", Decimal(0))
@@ -188,7 +188,7 @@ def orders_of(
     alive = {id_of(text_of(row, "odno"), order_time(row, now)) for row in resting or ()}
     return sorted((derived(name, row, followers, alive, resting is None, now) for name, row in latest.items()), key=oldest)
 
-# %% ../nbs/11b_kis_broker.ipynb #4ece7b62
+# %% ../nbs/11b_kis_broker.ipynb #af286352
 def oldest(order: BrokerOrder) -> tuple[datetime, str]:
     "Sorts orders as they were made"
     return order.submitted_at, order.broker_id
@@ -207,7 +207,7 @@ def derived(
     left_today = no_list and number(row, "nccs_qty", Decimal(0)) > 0 and day == now.astimezone(NEW_YORK).date()
     return order_of(row, state_of(row, followers.get(name, ""), name in alive or left_today, over), at)
 
-# %% ../nbs/11b_kis_broker.ipynb #b2002eb5
+# %% ../nbs/11b_kis_broker.ipynb #0e8b1b65
 NOTED = """CREATE TABLE IF NOT EXISTS fills (
     broker_id TEXT, total TEXT, symbol TEXT, side TEXT, quantity TEXT, price TEXT, at TEXT, seen TEXT, PRIMARY KEY (broker_id, total))"""
 
@@ -228,7 +228,7 @@ def next_fill(
     name = f"{order.broker_id}:{order.filled_quantity:f}"
     return Fill(name, order.broker_id, None, order.symbol, order.side, quantity, price, Decimal(0), at)
 
-# %% ../nbs/11b_kis_broker.ipynb #291af1aa
+# %% ../nbs/11b_kis_broker.ipynb #9a3a6208
 @dataclass(frozen=True)
 class Noted:
     "Fills that were seen, in a file that all processes of the account share"
@@ -263,7 +263,7 @@ def noted_fill(row: Sequence[str]) -> Fill:
     amounts = (Decimal(quantity), Decimal(price), Decimal(0))
     return Fill(f"{broker_id}:{total}", broker_id, None, symbol, Side(side), *amounts, datetime.fromisoformat(at))
 
-# %% ../nbs/11b_kis_broker.ipynb #4692c1b8
+# %% ../nbs/11b_kis_broker.ipynb #a5b8128f
 class Money(NamedTuple):
     "The dollars of an account"
     cash: Decimal  # USD
@@ -286,7 +286,7 @@ def won_beside(amount: Decimal, rate: Decimal) -> str:
     "Dollars as a Korean owner reads them"
     return f"{amount:,.2f} USD (₩{amount * rate:,.0f})" if rate else f"{amount:,.2f} USD"
 
-# %% ../nbs/11b_kis_broker.ipynb #ccf329a4
+# %% ../nbs/11b_kis_broker.ipynb #56fd78ed
 PARTS = {  # fields of a position: in the balance, in the paper world's list
     REAL: ("pdno", "ccld_qty_smtl1", "ord_psbl_qty1", "avg_unpr3", "ovrs_now_pric1"),
     PAPER: ("ovrs_pdno", "ovrs_cblc_qty", "ord_psbl_qty", "pchs_avg_pric", "now_pric2"),
@@ -305,7 +305,7 @@ def positions_of(rows: Iterable[Mapping[str, Any]], world: str) -> list[Position
     held = {position.symbol: position for position in (position_of(row, world) for row in rows) if position.quantity}
     return [held[symbol] for symbol in sorted(held)]
 
-# %% ../nbs/11b_kis_broker.ipynb #9fdabf25
+# %% ../nbs/11b_kis_broker.ipynb #08831228
 def equity_before(
     cash: Decimal,  # USD now
     quantity: Mapping[str, Decimal],  # shares now, by symbol
@@ -319,7 +319,7 @@ def equity_before(
         then[fill.symbol] = then.get(fill.symbol, Decimal(0)) - fill.signed_quantity
     return usd(cash) + sum((usd(shares * close(symbol)) for symbol, shares in then.items() if shares), Decimal(0))
 
-# %% ../nbs/11b_kis_broker.ipynb #b776124b
+# %% ../nbs/11b_kis_broker.ipynb #359a4fe2
 TRADING = "/uapi/overseas-stock/v1/trading"
 
 
@@ -370,7 +370,7 @@ class KisAccount(Quotes):
         found = self.quotes(symbols)
         return {symbol: Asset(symbol, quote.tradable, False, tick_at(quote.last)) for symbol, quote in found.items()}
 
-# %% ../nbs/11b_kis_broker.ipynb #2caa821c
+# %% ../nbs/11b_kis_broker.ipynb #05782db7
 class KisLists(KisAccount):
     "Finding and listing orders"
 
@@ -415,7 +415,7 @@ class KisLists(KisAccount):
         found, _ = self.listed(since.astimezone(NEW_YORK).date(), (self.line.clock() + AHEAD).astimezone(NEW_YORK).date())
         return [order for order in found if not order.status.terminal or (not open_only and order.submitted_at >= since)]
 
-# %% ../nbs/11b_kis_broker.ipynb #492a1eb7
+# %% ../nbs/11b_kis_broker.ipynb #fe92eac8
 class KisOrders(KisLists):
     "Sending and cancelling orders"
 
@@ -458,7 +458,7 @@ class KisOrders(KisLists):
         body |= {"MGCO_APTM_ODNO": "", "ORD_SVR_DVSN_CD": "0"}
         self.line.write(f"{TRADING}/order-rvsecncl", SERVICES["cancel"][self.world], body, f"cancel {broker_id}")
 
-# %% ../nbs/11b_kis_broker.ipynb #cd72f600
+# %% ../nbs/11b_kis_broker.ipynb #1fc778b5
 class KisBroker(KisOrders):
     "KIS behind the door that all brokers share"
 
@@ -491,9 +491,9 @@ class KisBroker(KisOrders):
         data |= {"BYMD": f"{session:%Y%m%d}", "MODP": "1"}
         rows = self.line.read(REAL, f"{PRICES}/dailyprice", "HHDFS76240000", data, f"bars {symbol}").body.get("output2") or []
         days = {day: row for row in rows if (day := day_of(row)) is not None and day <= session}
-        if not days:
-            raise ProtocolError(f"kis: no close of {symbol} on {session}")
-        close = self.closes[symbol, session, today] = number(days[max(days)], "clos")
+        quote = None if days else self.quote(symbol)  # new here: it has no close before
+        close = number(days[max(days)], "clos") if days else quote.last if quote else Decimal(0)
+        self.closes[symbol, session, today] = close
         return close
 
     def fills_of(self, session: date) -> list[Fill]:
@@ -509,7 +509,7 @@ class KisBroker(KisOrders):
     def corporate_actions(self, since: datetime) -> list[CorporateAction]:
         return []  # KIS books them without a word
 
-# %% ../nbs/11b_kis_broker.ipynb #308394da
+# %% ../nbs/11b_kis_broker.ipynb #2a763038
 class PaperKis(KisBroker):
     "A paper account: no real money"
 
@@ -544,7 +544,7 @@ def live_kis(
     broker.balance()
     return broker
 
-# %% ../nbs/11b_kis_broker.ipynb #6e331eb6
+# %% ../nbs/11b_kis_broker.ipynb #d7bedc9d
 def check_kis(broker: KisBroker, symbol: str = "AAPL") -> list[tuple[str, bool, str]]:  # (what, is it in order, sentence)
     "Keys, account, quotes and market of a KIS account"
     def asked(what: str, question: Callable[[], str]) -> tuple[str, bool, str]:

@@ -10,7 +10,7 @@ __all__ = ['STALE_TOKEN', 'TOO_FAST', 'TOO_SOON', 'WRONG_KEYS', 'KEY_ADVICE', 'S
            'day_of', 'walk_days', 'event_of', 'events_between', 'frame_of', 'KisSource', 'minute_of', 'walk_minutes',
            'minute_bars']
 
-# %% ../nbs/04c_kis_data.ipynb #d21e25a3
+# %% ../nbs/04c_kis_data.ipynb #c0f3f086
 import json
 import os
 import tempfile
@@ -45,7 +45,7 @@ from alpha_trader.domain import (
 from .sessions import NEW_YORK, last_completed_session
 from .transport import Budget, Guard, RateLimit, guarded, translated
 
-# %% ../nbs/04c_kis_data.ipynb #fb65bdab
+# %% ../nbs/04c_kis_data.ipynb #457cdd64
 class Reply(NamedTuple):
     "What KIS answered"
     status: int  # HTTP
@@ -71,7 +71,7 @@ def reply_of(status: int, text: str, tr_cont: str, scrub: Callable[[str], str] =
     sentence = str(body.get("msg1") or body.get("error_description") or "").strip()
     return Reply(status, code, scrub(sentence)[:200] or "an answer without a sentence", body, tr_cont in ("F", "M"))
 
-# %% ../nbs/04c_kis_data.ipynb #6aeb74b8
+# %% ../nbs/04c_kis_data.ipynb #ac314eff
 class TokenRefused(AuthFailed):
     "The token is not valid, or not any more: get another one and ask again"
 
@@ -98,7 +98,7 @@ def refuse(
         raise Ambiguous(sentence)
     raise ProtocolError(sentence)
 
-# %% ../nbs/04c_kis_data.ipynb #7f4c1ac4
+# %% ../nbs/04c_kis_data.ipynb #a78acc41
 SEOUL = ZoneInfo("Asia/Seoul")
 SPARE = timedelta(minutes=10)  # a token is renewed before it ends
 
@@ -118,7 +118,7 @@ def token_of(body: Mapping[str, Any]) -> Token | None:
     except (KeyError, ValueError):
         return None
 
-# %% ../nbs/04c_kis_data.ipynb #55062e8d
+# %% ../nbs/04c_kis_data.ipynb #439aebb9
 def write_token(path: Path, token: Token) -> None:
     "Keep a token where only its owner can read it; the old file or the new one, never half of one"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def read_token(path: Path, now: datetime) -> Token | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
-# %% ../nbs/04c_kis_data.ipynb #9e161823
+# %% ../nbs/04c_kis_data.ipynb #8131a636
 @dataclass(frozen=True)
 class Keys:
     "An app key and its secret"
@@ -166,7 +166,7 @@ def check_keys(real: Keys, paper: Keys | None, account: str) -> None:
     if len(digits) != 10 or not digits.isdigit():
         raise AuthFailed("kis: KIS_ACCOUNT_NUMBER is 8 digits and 2, such as 12345678-01")
 
-# %% ../nbs/04c_kis_data.ipynb #0db8d6f0
+# %% ../nbs/04c_kis_data.ipynb #a1d10893
 REAL, PAPER = "real", "virtual"  # the library's words
 HOMES = {REAL: "https://openapi.koreainvestment.com:9443", PAPER: "https://openapivts.koreainvestment.com:29443"}
 
@@ -193,7 +193,7 @@ class Door(Guard):
         self.last = super().send(request, *rest, **options)
         return self.last
 
-# %% ../nbs/04c_kis_data.ipynb #9c56302e
+# %% ../nbs/04c_kis_data.ipynb #79830ab0
 class Gate:
     "Single questions to KIS"
 
@@ -228,6 +228,8 @@ class Gate:
             response = self.kis.request(
                 path, method=method, headers=dict(headers), domain=world, form=form, appkey_location=keys, auth=False, **where
             )
+        except AuthFailed:  # a door's own no
+            raise
         except (RequestException, HTTPError, OSError) as broken:
             response = door.last if isinstance(broken, RetryError) else None
             lost = Ambiguous(f"kis {what}: the answer was lost ({type(broken).__name__})")
@@ -240,7 +242,7 @@ class Gate:
         text = response.content.decode("utf-8", "replace")
         return reply_of(response.status_code, text, response.headers.get("tr_cont", ""), self.scrub)
 
-# %% ../nbs/04c_kis_data.ipynb #4f45d555
+# %% ../nbs/04c_kis_data.ipynb #206bcfdf
 class Tokens(Gate):
     "Questions that carry a token"
 
@@ -294,7 +296,7 @@ class Tokens(Gate):
         token = self.token(world).value
         return {"Authorization": f"Bearer {token}", "tr_id": service, "custtype": "P", "tr_cont": "N" if again else ""}
 
-# %% ../nbs/04c_kis_data.ipynb #58fc3ce6
+# %% ../nbs/04c_kis_data.ipynb #71dcf9cc
 TRIES = 3  # of a read
 PATIENCE = 5.0  # seconds; who would have to wait longer is told so
 
@@ -335,7 +337,7 @@ class Line(Tokens):
             raise NotSent(f"kis {what}: no token ({error})") from None
         return self.ask(self.home, "POST", path, body, what, headers)
 
-# %% ../nbs/04c_kis_data.ipynb #1f7936bc
+# %% ../nbs/04c_kis_data.ipynb #7df69d92
 PAGES = 200  # of a list; more is not believed
 
 
@@ -360,7 +362,7 @@ def walk(
             return rows
     raise ProtocolError(f"kis {what}: the list does not end within {PAGES} pages")
 
-# %% ../nbs/04c_kis_data.ipynb #d259865a
+# %% ../nbs/04c_kis_data.ipynb #fef41c9f
 LIMITS = {REAL: (19, 1.0), PAPER: (2, 1.1)}  # requests in so many seconds
 
 
@@ -395,7 +397,7 @@ def kis_line(
     hidden += [secret for keys in worlds.values() for secret in (keys.key, keys.secret)]
     return Line(kis, doors, number, hidden, folder, {world: keys.tag for world, keys in worlds.items()}, clock, sleep)
 
-# %% ../nbs/04c_kis_data.ipynb #9e46345e
+# %% ../nbs/04c_kis_data.ipynb #1e4ef9bc
 def number(
     row: Mapping[str, Any],
     name: str,  # of the field
@@ -423,7 +425,7 @@ def our_name(symbol: object) -> str:
     "A symbol as we write it"
     return str(symbol).strip().replace("/", ".")
 
-# %% ../nbs/04c_kis_data.ipynb #71c59ecb
+# %% ../nbs/04c_kis_data.ipynb #cbb0a357
 EXCHANGES = {"NASD": "NAS", "NYSE": "NYS", "AMEX": "AMS"}  # in orders: in quotes
 PRICES = "/uapi/overseas-price/v1/quotations"
 
@@ -447,7 +449,7 @@ def quote_of(symbol: str, exchange: str, row: Mapping[str, Any]) -> Quote | None
     last = number(row, "last", blank=Decimal(0))
     return Quote(symbol, exchange, last, str(row.get("e_ordyn", "")).strip() == "매매 가능") if last > 0 else None
 
-# %% ../nbs/04c_kis_data.ipynb #a5174128
+# %% ../nbs/04c_kis_data.ipynb #9c33e4e2
 class Quotes:
     "Prices, all from the real world"
 
@@ -468,7 +470,7 @@ class Quotes:
         "Quotes of those that are listed"
         return {symbol: found for symbol in symbols if (found := self.quote(symbol)) is not None}
 
-# %% ../nbs/04c_kis_data.ipynb #eb48441c
+# %% ../nbs/04c_kis_data.ipynb #77c3165e
 def day_of(row: Mapping[str, Any]) -> date | None:
     "The session of a row; None: the row is empty"
     text = str(row.get("xymd") or "").strip()
@@ -491,7 +493,7 @@ def walk_days(
         upto = min(rows) - timedelta(days=1)
     raise DataError(f"kis: more than {PAGES} pages of bars from {start} to {end}")
 
-# %% ../nbs/04c_kis_data.ipynb #89f49e2f
+# %% ../nbs/04c_kis_data.ipynb #1f74ffad
 def event_of(
     step: float,  # quotient of adjusted and raw close, after / before
     noise: float,  # the largest step that rounding can make
@@ -519,7 +521,7 @@ def events_between(
     events = [event_of(*row) for row in zip(steps, noise, np.r_[np.nan, raw[:-1]], strict=True)]
     return np.array([split for split, _ in events]), np.array([paid for _, paid in events])
 
-# %% ../nbs/04c_kis_data.ipynb #dec19bb6
+# %% ../nbs/04c_kis_data.ipynb #8433e7da
 FIELDS_OF_DAY = {"open": "open", "high": "high", "low": "low", "close": "clos", "volume": "tvol"}
 
 
@@ -534,7 +536,7 @@ def frame_of(
     splits, paid = events_between(columns["close"], other) if days else (np.ones(0), np.zeros(0))
     return bars_frame(days, columns | {"split": splits, "dividend": paid})
 
-# %% ../nbs/04c_kis_data.ipynb #b2c19960
+# %% ../nbs/04c_kis_data.ipynb #138134a5
 class KisSource(Quotes):
     "Daily bars of US stocks from KIS"
     name: ClassVar[str] = "kis"
@@ -575,7 +577,7 @@ class KisSource(Quotes):
             found[symbol] = frame_of(*series)
         return found
 
-# %% ../nbs/04c_kis_data.ipynb #0341e49c
+# %% ../nbs/04c_kis_data.ipynb #3393415c
 def minute_of(row: Mapping[str, Any]) -> datetime:  # UTC
     "The moment of a minute bar"
     at = datetime.strptime(f"{row['kymd']}{row['khms']}", "%Y%m%d%H%M%S")

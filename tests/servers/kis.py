@@ -115,6 +115,7 @@ class Kis:
     asked: dict[str, datetime] = field(default_factory=dict)  # world → when a token was last issued
     calls: dict[str, deque[float]] = field(default_factory=dict)
     ticks: Callable[[], float] = time.monotonic
+    known_days: dict[tuple[str, bool, datetime], list[tuple[Any, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.worlds = {world: Wire(lambda request, world=world: self.answer(request, world)) for world in KINDS}
@@ -462,6 +463,12 @@ class Kis:
 
     def days(self, symbol: str, adjusted: bool) -> list[tuple[Any, ...]]:
         "Date, open, high, low, close, volume of the sessions so far, oldest first"
+        key = (symbol, adjusted, self.exchange.now)
+        if key not in self.known_days:
+            self.known_days = {key: self.walked_days(symbol, adjusted)} | dict(list(self.known_days.items())[:7])
+        return self.known_days[key]
+
+    def walked_days(self, symbol: str, adjusted: bool) -> list[tuple[Any, ...]]:
         tape, column = self.exchange.tape, self.exchange.tape.symbols.index(symbol)
         rows, factor, later = [], 1.0, None
         for row in range(len(tape.sessions) - 1, -1, -1):
