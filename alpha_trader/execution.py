@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['STATE_OF', 'WAITS', 'STOP_WORDS', 'TARGET_WORDS', 'PAUSES', 'Outcome', 'outcome_of', 'rival_of', 'record_one',
-           'record_intents', 'guard', 'claim', 'Answer', 'ask', 'outdated', 'alarm', 'adopt', 'settle', 'pass_by',
-           'intent_of', 'submit_intent', 'owned', 'search', 'unmoved', 'after_clean_miss', 'look_for',
-           'resolve_unknown', 'drop_intent', 'drop_stale', 'next_attempt', 'note_purpose', 'owner_of', 'book_one_fill',
-           'name_fills', 'timeline', 'book_event', 'note_stranger', 'is_first_look', 'open_balance', 'cash_difference',
-           'known_rows', 'News', 'absorb', 'since', 'catch_up', 'is_settled', 'poll_orders', 'send_one', 'send',
-           'is_over', 'cancel_intent', 'working', 'pending', 'differences', 'freeze', 'frozen', 'interrupted',
-           'Reconciliation', 'reconcile', 'unfreeze']
+           'record_intents', 'guard', 'claim_row', 'claim', 'Answer', 'ask', 'outdated', 'alarm', 'adopt', 'settle_row',
+           'settle', 'pass_by', 'outcomes_of', 'intent_of', 'take', 'request', 'submit_intent', 'owned', 'search',
+           'unmoved', 'after_clean_miss', 'look_for', 'resolve_unknown', 'drop_intent', 'drop_stale', 'next_attempt',
+           'note_purpose', 'owner_of', 'book_one_fill', 'name_fills', 'timeline', 'book_event', 'note_stranger',
+           'is_first_look', 'open_balance', 'cash_difference', 'known_rows', 'News', 'absorb', 'since', 'catch_up',
+           'is_settled', 'poll_orders', 'wait_for', 'insist', 'send_all', 'send', 'is_over', 'cancel_intent', 'working',
+           'pending', 'differences', 'freeze', 'frozen', 'interrupted', 'Reconciliation', 'reconcile', 'unfreeze']
 
 # %% ../nbs/12_execution.ipynb #cc414c80
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 
 from .broker import Broker, Look, look, lookalikes, mismatch, refusal
 from alpha_trader.domain import (
+    TERMINAL_INTENTS,
     Account,
     AuthFailed,
     BrokerError,
@@ -79,6 +80,7 @@ class Outcome:
     average_price: Decimal | None  # USD a share
     broker_id: str | None  # None: the broker has not confirmed it
     error: str  # what went wrong, in one sentence
+    retry_at: datetime | None = None  # UTC; the broker asked us to wait until then
 
     @property
     def client_id(self) -> str:
@@ -100,31 +102,34 @@ def outcome_of(db: Session, row: IntentRow) -> Outcome:
 # %% ../nbs/12_execution.ipynb #567e2141
 def rival_of(db: Session, intent: OrderIntent) -> IntentRow | None:
     "Another intent of the same symbol, side and purpose that is still alive"
-    same = (row for row in live_intents(db, intent.account) if (row.symbol, row.side, row.purpose) == intent.identity[3:6])
-    return next((row for row in same if row.client_id != intent.client_id), None)
+    same = [getattr(IntentRow, name) == getattr(intent, name) for name in ("account", "symbol", "side", "purpose")]
+    other = select(IntentRow).where(*same, IntentRow.status.not_in(TERMINAL_INTENTS), IntentRow.client_id != intent.client_id)
+    return db.scalars(other).first()
 
 # %% ../nbs/12_execution.ipynb #822b83b1
 def record_one(
     db: Session,  # of `writing`
-    intent: OrderIntent, run_id: int | None, now: datetime, fence: int,
+    intent: OrderIntent, known: bool, run_id: int | None, now: datetime, fence: int,
 ) -> Outcome:
     "Write one intent down, or find it, or say which other one stands in its way"
-    rival, known = rival_of(db, intent), db.get(IntentRow, intent.client_id) is not None
-    if rival is None or known:
+    rival = None if known else rival_of(db, intent)
+    if rival is None:
         return outcome_of(db, record_intent(db, intent, now, run_id, fence))
     sentence = f"{rival.client_id} is still {rival.status}"
     return Outcome(intent, IntentStatus.DROPPED, Decimal(0), None, None, sentence)
 
 # %% ../nbs/12_execution.ipynb #d08cf575
 def record_intents(
-    engine: Engine, intents: Iterable[OrderIntent],
+    engine: Engine, intents: Sequence[OrderIntent],
     run_id: int | None,  # the run that wants them
     now: datetime,  # UTC
     fence: int = 0,  # of the lease
 ) -> list[Outcome]:  # in the same order
     "Write a plan down, all or nothing; what was written before is found"
     with writing(engine) as db:
-        return [record_one(db, intent, run_id, now, fence) for intent in intents]
+        names = [intent.client_id for intent in intents]
+        known = {row.client_id: row for row in db.scalars(select(IntentRow).where(IntentRow.client_id.in_(names)))}
+        return [record_one(db, intent, intent.client_id in known, run_id, now, fence) for intent in intents]
 
 # %% ../nbs/12_execution.ipynb #5eb1a5ca
 def guard(
@@ -140,20 +145,29 @@ def guard(
         raise LeaseHeld(account, lease.holder, lease.pid, lease.host, lease.expires_at)
 
 # %% ../nbs/12_execution.ipynb #2158399f
+def claim_row(
+    db: Session,  # of `writing`
+    intent: OrderIntent, fence: int, now: datetime,
+) -> bool:  # False: it is not planned any more
+    "Take the intent for sending, if it is planned and the account is ours"
+    mine = (IntentRow.client_id == intent.client_id, IntentRow.status == IntentStatus.PLANNED, holds_fence(intent.account, fence))
+    values = {"status": IntentStatus.SENDING, "sent_at": now, "updated_at": now, "fence": fence, "error": ""}
+    taken = db.execute(update(IntentRow).where(*mine).values(values), execution_options={"synchronize_session": False})
+    if not taken.rowcount:  # type: ignore[attr-defined]
+        guard(db, intent.account, fence)
+    return bool(taken.rowcount)  # type: ignore[attr-defined]
+
+# %% ../nbs/12_execution.ipynb #87369c98
 def claim(
     engine: Engine, intent: OrderIntent, fence: int, now: datetime,
     known_before: list[str] | None = None,  # broker ids, where orders cannot be named
 ) -> bool:  # False: it is not planned any more
     "Take the intent for sending; committed before the request leaves"
     with writing(engine) as db:
-        mine = (IntentRow.client_id == intent.client_id, IntentRow.status == IntentStatus.PLANNED, holds_fence(intent.account, fence))
-        values = {"status": IntentStatus.SENDING, "sent_at": now, "updated_at": now, "fence": fence, "error": ""}
-        taken = db.execute(update(IntentRow).where(*mine).values(values).returning(IntentRow.client_id)).first()
-        if taken is None:
-            guard(db, intent.account, fence)
-        elif known_before is not None:
+        taken = claim_row(db, intent, fence, now)
+        if taken and known_before is not None:
             set_state(db, intent.account, f"before {intent.client_id}", json.dumps(known_before), now)
-        return taken is not None
+        return taken
 
 # %% ../nbs/12_execution.ipynb #246af41c
 class Answer(NamedTuple):
@@ -162,6 +176,7 @@ class Answer(NamedTuple):
     status: IntentStatus
     order: BrokerOrder | None = None
     error: str = ""
+    retry_at: datetime | None = None  # UTC, after too many requests
 
 # %% ../nbs/12_execution.ipynb #7a38371e
 def ask(broker: Broker, intent: OrderIntent) -> Answer:
@@ -171,7 +186,7 @@ def ask(broker: Broker, intent: OrderIntent) -> Answer:
     except Rejected as error:
         return Answer(IntentStatus.REJECTED, None, str(error))
     except (NotSent, RateLimited, AuthFailed) as error:
-        return Answer(IntentStatus.PLANNED, None, f"not sent: {error}")
+        return Answer(IntentStatus.PLANNED, None, f"not sent: {error}", getattr(error, "retry_at", None))
     except Exception as error:
         return Answer(IntentStatus.UNKNOWN, None, f"{type(error).__name__}: {error}")
 
@@ -215,7 +230,8 @@ def adopt(
     row: IntentRow, order: BrokerOrder, now: datetime,
 ) -> None:
     "Believe the broker about our order"
-    known, named = db.get(OrderRow, (row.account, order.broker_id)), replace(order, client_id=row.client_id)
+    known = db.get(OrderRow, (row.account, order.broker_id)) if row.broker_id else None
+    named = replace(order, client_id=row.client_id)
     if outdated(known, order) or (known and known.noun() == named and row.broker_id == order.broker_id):
         return
     mirror_order(db, row.account, named, now)
@@ -236,29 +252,84 @@ def adopt(
     db.flush()
 
 # %% ../nbs/12_execution.ipynb #aef2275f
-def settle(engine: Engine, intent: OrderIntent, answer: Answer, fence: int, now: datetime) -> Outcome:
-    "Write the answer down"
+def settle_row(
+    db: Session,  # of `writing`
+    intent: OrderIntent, answer: Answer, fence: int, now: datetime,
+) -> Outcome:
+    "Write the answer into the intent's row"
+    guard(db, intent.account, fence)
+    row = db.get_one(IntentRow, intent.client_id)
+    if answer.order:
+        adopt(db, row, answer.order, now)
+    else:
+        row.status, row.error, row.updated_at = answer.status, answer.error, now
+    return replace(outcome_of(db, row), retry_at=answer.retry_at)
+
+# %% ../nbs/12_execution.ipynb #b40ccbac
+def settle(
+    engine: Engine, intent: OrderIntent, answer: Answer, fence: int, now: datetime,
+    following: OrderIntent | None = None,  # the next one to be sent
+) -> tuple[Outcome, bool]:  # what became of it, and whether the next one is claimed
+    "Write the answer down; after a clear one, claim what follows in the same commit"
     with writing(engine) as db:
-        guard(db, intent.account, fence)
-        row = db.get_one(IntentRow, intent.client_id)
-        if answer.order:
-            adopt(db, row, answer.order, now)
-        else:
-            row.status, row.error, row.updated_at = answer.status, answer.error, now
-        return outcome_of(db, row)
+        outcome = settle_row(db, intent, answer, fence, now)
+        clear = answer.order is not None or answer.status is IntentStatus.REJECTED
+        return outcome, clear and following is not None and claim_row(db, following, fence, now)
 
 # %% ../nbs/12_execution.ipynb #06ba53cb
 def pass_by(label: str) -> None:
     "A checkpoint at which nothing happens"
 
+# %% ../nbs/12_execution.ipynb #89b1c94f
+def outcomes_of(
+    engine: Engine, client_ids: Sequence[str],
+) -> list[Outcome]:  # in their order
+    "The recorded intents of these names"
+    with reading(engine) as db:
+        known = {row.client_id: row for row in db.scalars(select(IntentRow).where(IntentRow.client_id.in_(client_ids)))}
+        if missing := [client_id for client_id in client_ids if client_id not in known]:
+            raise InputError(f"no intent {missing[0]!r} was written down, and only what is written down is sent")
+        return [outcome_of(db, known[client_id]) for client_id in client_ids]
+
 # %% ../nbs/12_execution.ipynb #6d7bdb2c
 def intent_of(engine: Engine, client_id: str) -> Outcome:
     "The recorded intent of this name"
-    with reading(engine) as db:
-        row = db.get(IntentRow, client_id)
-        if row is None:
-            raise InputError(f"no intent {client_id!r} was written down, and only what is written down is sent")
-        return outcome_of(db, row)
+    return outcomes_of(engine, [client_id])[0]
+
+# %% ../nbs/12_execution.ipynb #59052741
+def take(
+    engine: Engine, broker: Broker, client_id: str, fence: int,
+    clock: Callable[[], datetime],  # UTC
+    checkpoint: Callable[[str], None] = pass_by,
+) -> Outcome:  # SENDING by our hand: the request may leave; anything else: it may not
+    "Claim a planned intent; any other is only looked at"
+    found = intent_of(engine, client_id)
+    if found.status is not IntentStatus.PLANNED:
+        return replace(found, status=IntentStatus.UNKNOWN) if found.status is IntentStatus.SENDING else found
+    if sentence := refusal(found.intent, broker.caps):
+        return settle(engine, found.intent, Answer(IntentStatus.REJECTED, None, sentence), fence, clock())[0]
+    yesterday = clock() - timedelta(days=1)
+    before = None if broker.caps.client_ids else [order.broker_id for order in broker.orders(yesterday)]
+    checkpoint("claim")
+    taken = claim(engine, found.intent, fence, clock(), before)
+    return replace(found, status=IntentStatus.SENDING) if taken else intent_of(engine, client_id)
+
+# %% ../nbs/12_execution.ipynb #8b83e4cc
+def request(
+    engine: Engine, broker: Broker,
+    intent: OrderIntent,  # claimed by us
+    following: OrderIntent | None,  # the next one to be sent
+    fence: int,
+    clock: Callable[[], datetime],  # UTC
+    checkpoint: Callable[[str], None] = pass_by,
+) -> tuple[Outcome, bool]:  # what became of it, and whether the next one is claimed
+    "Make the one request, and write its answer down"
+    checkpoint("ask")
+    answer = ask(broker, intent)
+    checkpoint("settle")
+    found = settle(engine, intent, answer, fence, clock(), following)
+    checkpoint("done")
+    return found
 
 # %% ../nbs/12_execution.ipynb #a1553e12
 def submit_intent(
@@ -267,22 +338,10 @@ def submit_intent(
     checkpoint: Callable[[str], None] = pass_by,  # told before each step: claim, ask, settle, done
 ) -> Outcome:
     "Send a planned intent, once; any other is only looked at"
-    found = intent_of(engine, client_id)
-    if found.status is not IntentStatus.PLANNED:
-        return found
-    if sentence := refusal(found.intent, broker.caps):
-        return settle(engine, found.intent, Answer(IntentStatus.REJECTED, None, sentence), fence, clock())
-    yesterday = clock() - timedelta(days=1)
-    before = None if broker.caps.client_ids else [order.broker_id for order in broker.orders(yesterday)]
-    checkpoint("claim")
-    if not claim(engine, found.intent, fence, clock(), before):
-        return intent_of(engine, client_id)
-    checkpoint("ask")
-    answer = ask(broker, found.intent)
-    checkpoint("settle")
-    outcome = settle(engine, found.intent, answer, fence, clock())
-    checkpoint("done")
-    return outcome
+    taken = take(engine, broker, client_id, fence, clock, checkpoint)
+    if taken.status is not IntentStatus.SENDING:
+        return taken
+    return request(engine, broker, taken.intent, None, fence, clock, checkpoint)[0]
 
 # %% ../nbs/12_execution.ipynb #cafcac56
 def owned(db: Session, account: str) -> set[str]:
@@ -370,7 +429,7 @@ def resolve_unknown(
     else:
         twins = ", ".join(order.broker_id for order in found)
         answer = Answer(IntentStatus.CONFLICT, None, f"{twins} look alike, one of them is ours")
-    return settle(engine, intent, answer, fence, clock())
+    return settle(engine, intent, answer, fence, clock())[0]
 
 # %% ../nbs/12_execution.ipynb #9d7cc9ad
 def drop_intent(engine: Engine, client_id: str, reason: str, now: datetime) -> Outcome:
@@ -622,31 +681,67 @@ def poll_orders(
         sleep(pause if turn else 0.0)
         with suppress(BrokerError):  # a broker that does not answer now may answer at the next look
             catch_up(engine, broker, account, fence, clock(), sleep)
-        outcomes = [intent_of(engine, client_id) for client_id in client_ids]
+        outcomes = outcomes_of(engine, client_ids)
         if all(map(until, outcomes)) or clock() >= deadline:
             break
     return outcomes
 
-# %% ../nbs/12_execution.ipynb #f8f06ae2
+# %% ../nbs/12_execution.ipynb #2405ef27
 PAUSES = (0.5, 2.0, 5.0, None)  # seconds before the next try; None: there is none
 
 
-def send_one(
-    engine: Engine, broker: Broker, client_id: str, fence: int,
+def wait_for(
+    outcome: Outcome, pause: float,  # seconds, at least
+    now: datetime, deadline: datetime,
+) -> float | None:  # seconds; None: it would be too late
+    "How long to wait before an intent that did not leave is sent again"
+    if now > deadline or (outcome.retry_at and outcome.retry_at > deadline):
+        return None
+    return max(pause, (outcome.retry_at - now).total_seconds() if outcome.retry_at else 0.0)
+
+# %% ../nbs/12_execution.ipynb #ab3a110e
+def insist(
+    engine: Engine, broker: Broker,
+    outcome: Outcome,  # of the first try
+    fence: int,
     clock: Callable[[], datetime],  # UTC
     sleep: Callable[[float], None],  # seconds
     deadline: datetime,  # UTC
     checkpoint: Callable[[str], None] = pass_by,
 ) -> Outcome:
-    "Send one intent and find out whether it arrived"
+    "Find out what is unknown, and send again what has not left"
     for pause in PAUSES:
-        outcome = submit_intent(engine, broker, client_id, fence, clock, checkpoint)
         if outcome.status in (IntentStatus.SENDING, IntentStatus.UNKNOWN):
-            outcome = resolve_unknown(engine, broker, client_id, fence, clock, sleep)
-        if outcome.status is not IntentStatus.PLANNED or pause is None or clock() > deadline:
+            outcome = resolve_unknown(engine, broker, outcome.client_id, fence, clock, sleep)
+        if outcome.status is not IntentStatus.PLANNED or pause is None:
             break
-        sleep(pause)
+        if (wait := wait_for(outcome, pause, clock(), deadline)) is None:
+            break
+        sleep(wait)
+        outcome = submit_intent(engine, broker, outcome.client_id, fence, clock, checkpoint)
     return outcome
+
+# %% ../nbs/12_execution.ipynb #f8f06ae2
+def send_all(
+    engine: Engine, broker: Broker,
+    intents: Sequence[OrderIntent],  # recorded ones
+    fence: int,
+    clock: Callable[[], datetime],  # UTC
+    sleep: Callable[[float], None],  # seconds
+    deadline: datetime,  # UTC
+    checkpoint: Callable[[str], None] = pass_by,
+) -> list[Outcome]:  # in the same order
+    "Send what is planned, one after the other, and find out whether it arrived"
+    outcomes, ours = [], False
+    wishes = [outcome.intent for outcome in outcomes_of(engine, [intent.client_id for intent in intents])]
+    for wish, follows in zip(wishes, [*wishes[1:], None], strict=True):
+        if not ours:
+            outcome = take(engine, broker, wish.client_id, fence, clock, checkpoint)
+        if ours or outcome.status is IntentStatus.SENDING:
+            together = follows and broker.caps.client_ids and refusal(follows, broker.caps) is None
+            outcome, ours = request(engine, broker, wish, follows if together else None, fence, clock, checkpoint)
+        outcomes.append(insist(engine, broker, outcome, fence, clock, sleep, deadline, checkpoint))
+    return outcomes
 
 # %% ../nbs/12_execution.ipynb #39142051
 def send(
@@ -663,9 +758,10 @@ def send(
     if not intents:
         return []
     names = [intent.client_id for intent in intents]
-    for name in names:
-        send_one(engine, broker, name, fence, clock, sleep, deadline, checkpoint)
+    sent = send_all(engine, broker, intents, fence, clock, sleep, deadline, checkpoint)
     checkpoint("poll")
+    if all(outcome.status is IntentStatus.OPEN and is_settled(outcome) for outcome in sent):
+        return sent  # they all rest: there is nothing to hear yet
     return poll_orders(engine, broker, intents[0].account, names, fence, clock, sleep, deadline, pause)
 
 # %% ../nbs/12_execution.ipynb #0a33908a
