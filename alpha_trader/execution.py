@@ -8,9 +8,10 @@ __all__ = ['STATE_OF', 'WAITS', 'STOP_WORDS', 'TARGET_WORDS', 'PAUSES', 'Outcome
            'settle', 'pass_by', 'outcomes_of', 'intent_of', 'take', 'request', 'submit_intent', 'owned', 'search',
            'unmoved', 'after_clean_miss', 'look_for', 'resolve_unknown', 'drop_intent', 'drop_stale', 'next_attempt',
            'note_purpose', 'owner_of', 'book_one_fill', 'name_fills', 'timeline', 'book_event', 'note_stranger',
-           'is_first_look', 'open_balance', 'cash_difference', 'known_rows', 'News', 'absorb', 'since', 'catch_up',
-           'is_settled', 'poll_orders', 'wait_for', 'insist', 'send_all', 'send', 'is_over', 'cancel_intent', 'working',
-           'pending', 'differences', 'freeze', 'frozen', 'interrupted', 'Reconciliation', 'reconcile', 'unfreeze']
+           'is_first_look', 'open_balance', 'cash_difference', 'known_rows', 'News', 'absorb', 'since', 'unlisted',
+           'catch_up', 'is_settled', 'poll_orders', 'wait_for', 'insist', 'send_all', 'send', 'is_over',
+           'cancel_intent', 'working', 'pending', 'differences', 'freeze', 'frozen', 'interrupted', 'Reconciliation',
+           'reconcile', 'unfreeze']
 
 # %% ../nbs/12_execution.ipynb #cc414c80
 import json
@@ -36,6 +37,7 @@ from alpha_trader.domain import (
     InputError,
     IntentStatus,
     LeaseHeld,
+    NotFound,
     NotSent,
     OrderIntent,
     OrderStatus,
@@ -157,7 +159,7 @@ def claim_row(
         guard(db, intent.account, fence)
     return bool(taken.rowcount)  # type: ignore[attr-defined]
 
-# %% ../nbs/12_execution.ipynb #87369c98
+# %% ../nbs/12_execution.ipynb #466c9b84
 def claim(
     engine: Engine, intent: OrderIntent, fence: int, now: datetime,
     known_before: list[str] | None = None,  # broker ids, where orders cannot be named
@@ -265,7 +267,7 @@ def settle_row(
         row.status, row.error, row.updated_at = answer.status, answer.error, now
     return replace(outcome_of(db, row), retry_at=answer.retry_at)
 
-# %% ../nbs/12_execution.ipynb #b40ccbac
+# %% ../nbs/12_execution.ipynb #b6531006
 def settle(
     engine: Engine, intent: OrderIntent, answer: Answer, fence: int, now: datetime,
     following: OrderIntent | None = None,  # the next one to be sent
@@ -280,7 +282,7 @@ def settle(
 def pass_by(label: str) -> None:
     "A checkpoint at which nothing happens"
 
-# %% ../nbs/12_execution.ipynb #89b1c94f
+# %% ../nbs/12_execution.ipynb #71413b87
 def outcomes_of(
     engine: Engine, client_ids: Sequence[str],
 ) -> list[Outcome]:  # in their order
@@ -296,7 +298,7 @@ def intent_of(engine: Engine, client_id: str) -> Outcome:
     "The recorded intent of this name"
     return outcomes_of(engine, [client_id])[0]
 
-# %% ../nbs/12_execution.ipynb #59052741
+# %% ../nbs/12_execution.ipynb #6c9c6698
 def take(
     engine: Engine, broker: Broker, client_id: str, fence: int,
     clock: Callable[[], datetime],  # UTC
@@ -314,7 +316,7 @@ def take(
     taken = claim(engine, found.intent, fence, clock(), before)
     return replace(found, status=IntentStatus.SENDING) if taken else intent_of(engine, client_id)
 
-# %% ../nbs/12_execution.ipynb #8b83e4cc
+# %% ../nbs/12_execution.ipynb #29cd824e
 def request(
     engine: Engine, broker: Broker,
     intent: OrderIntent,  # claimed by us
@@ -574,6 +576,7 @@ def open_balance(
         row = position_row(db, account, position.symbol, now)
         row.quantity, row.average_price = position.quantity, position.average_price
         row.entry_session = now.astimezone(NEW_YORK).date()
+        set_state(db, account, f"opening {position.symbol}", str(position.quantity), now)
 
 # %% ../nbs/12_execution.ipynb #89617e73
 def cash_difference(
@@ -644,8 +647,22 @@ def absorb(
 def since(db: Session, account: str) -> datetime:
     "From when on the broker's books are read"
     seen, opened = get_state(db, account, "seen"), db.get_one(AccountRow, account).opened_at
-    moments = [datetime.fromisoformat(seen) if seen else opened, *(row.created_at for row in live_intents(db, account))]
-    return min(moments) - timedelta(days=1)
+    unseen = [row.created_at for row in live_intents(db, account) if row.broker_id is None]
+    return min([datetime.fromisoformat(seen) if seen else opened, *unseen]) - timedelta(days=1)
+
+# %% ../nbs/12_execution.ipynb #02e0510b
+def unlisted(
+    engine: Engine, broker: Broker, account: str,
+    orders: Sequence[BrokerOrder],  # as listed
+) -> list[BrokerOrder]:
+    "Orders that we believe alive and that the broker does not list any more"
+    listed, found = {order.broker_id for order in orders}, []
+    with reading(engine) as db:
+        names = [row.broker_id for row in live_intents(db, account) if row.broker_id and row.broker_id not in listed]
+    for name in names:
+        with suppress(NotFound):
+            found.append(broker.order(name))
+    return found
 
 # %% ../nbs/12_execution.ipynb #fb4d4318
 def catch_up(
@@ -656,6 +673,7 @@ def catch_up(
     with reading(engine) as db:
         start = since(db, account)
     picture = look(broker, start, sleep)
+    picture = replace(picture, orders=[*picture.orders, *unlisted(engine, broker, account, picture.orders)])
     with writing(engine) as db:
         guard(db, account, fence)
         return picture, absorb(db, account, picture, now)
@@ -686,7 +704,7 @@ def poll_orders(
             break
     return outcomes
 
-# %% ../nbs/12_execution.ipynb #2405ef27
+# %% ../nbs/12_execution.ipynb #afbb6291
 PAUSES = (0.5, 2.0, 5.0, None)  # seconds before the next try; None: there is none
 
 
@@ -699,7 +717,7 @@ def wait_for(
         return None
     return max(pause, (outcome.retry_at - now).total_seconds() if outcome.retry_at else 0.0)
 
-# %% ../nbs/12_execution.ipynb #ab3a110e
+# %% ../nbs/12_execution.ipynb #df648140
 def insist(
     engine: Engine, broker: Broker,
     outcome: Outcome,  # of the first try
