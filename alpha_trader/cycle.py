@@ -52,6 +52,7 @@ from alpha_trader.execution import (
     Reconciliation,
     cancel_intent,
     drop_intent,
+    drop_stale,
     is_over,
     pending,
     reconcile,
@@ -124,7 +125,7 @@ def environment(desk: Desk) -> str:
     "sim, paper or live, as it stands in the names of orders"
     return "sim" if desk.settings.broker.name == "sim" else desk.settings.broker.mode
 
-# %% ../nbs/12c_cycle.ipynb #8b3dd224
+# %% ../nbs/12c_cycle.ipynb #4713f76e
 def market_clock(desk: Desk) -> Clock | None:  # None: a simulated market, open by agreement
     "What the broker says about the time"
     return None if environment(desk) == "sim" else desk.broker.clock()
@@ -289,8 +290,7 @@ def drift_now(
     newest = FeatureSet(inputs.names, inputs.values[rows])
     said = np.mean(predict_panel(desk.model, newest, symbols=panel.symbols), axis=0)
     said[panel.sessions[rows] <= np.datetime64(desk.card.as_of)] = np.nan
-    lag = purge(label.horizon)
-    return measure_drift(Normal.from_dict(desk.card.normal), newest.values, said, label_returns(panel, label)[rows], lag)
+    return measure_drift(Normal.from_dict(desk.card.normal), newest.values, said, label_returns(panel, label)[rows])
 
 
 def drift_gate(desk: Desk, drift: Drift | None) -> list[tuple[Reason, str]]:
@@ -316,7 +316,7 @@ def entry_gates(
         gates.append((Reason.STALE, f"the newest bar is of {panel.sessions[-1]}, needed: {last}"))
     return gates + model_gate(desk) + live_gate(desk) + drift_gate(desk, drift)
 
-# %% ../nbs/12c_cycle.ipynb #1a85ac58
+# %% ../nbs/12c_cycle.ipynb #953728d5
 def clock_gate(
     desk: Desk,
     clock: Clock | None,  # the broker's
@@ -345,7 +345,7 @@ def moved_in(
     actions = db.scalars(select(CorporateActionRow).filter_by(account=account, session=session))
     return sum((row.noun().cash for row in fills), Decimal(0)) + sum((row.cash for row in actions), Decimal(0))
 
-# %% ../nbs/12c_cycle.ipynb #f394a49d
+# %% ../nbs/12c_cycle.ipynb #c1db93b6
 def shared_symbols(db: Session, account: str) -> set[str]:
     "Symbols in which somebody else has traded, or held something before us"
     by_hand = select(FillRow.symbol).where(FillRow.account == account, FillRow.client_id.is_(None)).distinct()
@@ -372,13 +372,13 @@ def own_part(
     own.half_taken, own.last_stop_session = row.half_taken, row.last_stop_session
     return own
 
-# %% ../nbs/12c_cycle.ipynb #d2353e7f
+# %% ../nbs/12c_cycle.ipynb #6a1d3adb
 def our_positions(db: Session, account: str) -> dict[str, PositionRow]:
     "Our positions, by symbol; also those that are flat but cooling down"
     rows, shared = db.scalars(select(PositionRow).filter_by(account=account)).all(), shared_symbols(db, account)
     return {row.symbol: own_part(db, row) if row.symbol in shared else row for row in rows}
 
-# %% ../nbs/12c_cycle.ipynb #ba610887
+# %% ../nbs/12c_cycle.ipynb #0e716587
 def not_ours(
     positions: Mapping[str, Position],  # the broker's
     ours: Mapping[str, PositionRow],
@@ -394,6 +394,7 @@ def observe(desk: Desk) -> Observation:
     "Reconcile with the broker, and see what may be known before the session opens"
     now, clock = desk.clock(), market_clock(desk)
     reconciliation = reconcile(desk.engine, desk.broker, desk.account, desk.fence, desk.clock, desk.sleep)
+    drop_stale(desk.engine, desk.account, desk.session, now)
     account = reconciliation.account
     with writing(desk.engine) as db:
         last = previous_session(desk.session)
@@ -602,7 +603,7 @@ def newest_bars(
     return found
 
 # %% ../nbs/12c_cycle.ipynb #14e7e621
-SECTIONS_OF_A_PLAN = ("features", "label", "signals", "promotion", "risk", "costs")
+SECTIONS_OF_A_PLAN = ("features", "label", "signals", "risk", "costs")
 
 
 def inputs_of(desk: Desk, decision: Decision) -> str:  # JSON
@@ -763,7 +764,7 @@ def carry_out(desk: Desk, intents: Sequence[OrderIntent]) -> list[Outcome]:
     ended = {outcome.client_id: outcome for outcome in withdraw(desk, late)}
     return [*refused, *(ended.get(outcome.client_id, outcome) for outcome in sent)]
 
-# %% ../nbs/12c_cycle.ipynb #76a4c7b5
+# %% ../nbs/12c_cycle.ipynb #6e8f8cad
 PROTECTIVE = (IntentRow.order_type == OrderType.STOP) | IntentRow.oco_group.is_not(None)
 
 
@@ -781,7 +782,7 @@ def sellable(desk: Desk) -> dict[str, Decimal]:  # shares, by symbol
     free = {position.symbol: position.quantity_free for position in desk.broker.positions()}
     return {symbol: min(row.quantity, free.get(symbol, Decimal(0))) for symbol, row in held_now(desk).items()}
 
-# %% ../nbs/12c_cycle.ipynb #5832da33
+# %% ../nbs/12c_cycle.ipynb #4106c1e0
 def last_attempt(
     desk: Desk, intent: OrderIntent, *kinds: ColumnElement[bool],
 ) -> IntentRow | None:
@@ -807,7 +808,7 @@ def no_more_than(
         record_risk(db, desk.account, "sale_cut", f"{most} of {intent.quantity} shares are ours and free", now, desk.session, intent.symbol)
     return replace(intent, quantity=most, attempt=known.attempt + 1 if known else 1) if most > 0 else None
 
-# %% ../nbs/12c_cycle.ipynb #ad404154
+# %% ../nbs/12c_cycle.ipynb #fd31c3b3
 def send_exits(desk: Desk, rows: Sequence[DecisionRow]) -> list[Outcome]:
     "Sell what the plan sells, once its shares are free"
     wanted = [intent_of(desk, row) for row in rows if row.quantity < 0]
@@ -819,7 +820,7 @@ def send_exits(desk: Desk, rows: Sequence[DecisionRow]) -> list[Outcome]:
     cut = [no_more_than(desk, i, free.get(i.symbol, Decimal(0))) if i.symbol in fresh else i for i in last]
     return carry_out(desk, [intent for intent in cut if intent is not None])
 
-# %% ../nbs/12c_cycle.ipynb #7a1e0e7b
+# %% ../nbs/12c_cycle.ipynb #4c90d67b
 def lasting_stop(desk: Desk, row: PositionRow) -> OrderIntent | None:  # None: less than a share
     "The stop for the whole shares of a position, alone"
     whole = row.quantity.to_integral_value(ROUND_DOWN)
@@ -838,7 +839,7 @@ def wanted_stops(desk: Desk, leaving: set[str]) -> dict[str, OrderIntent]:  # by
     stops = {symbol: lasting_stop(desk, row) for symbol, row in held_now(desk).items() if symbol not in leaving}
     return {symbol: stop for symbol, stop in sorted(stops.items()) if stop is not None}
 
-# %% ../nbs/12c_cycle.ipynb #96260dbb
+# %% ../nbs/12c_cycle.ipynb #c38b0e81
 def lasting_stops(
     desk: Desk,
     leaving: set[str],  # symbols whose sale is under way
@@ -848,15 +849,17 @@ def lasting_stops(
     wrong = [o for symbol, found in resting(desk).items() for o in found if not fits(o, wanted.get(symbol))]
     if withdraw(desk, [outcome for outcome in wrong if outcome.intent.symbol not in leaving]):
         wanted = wanted_stops(desk, leaving)  # one of them may have sold
-    kept = resting(desk)
-    new = [stop for symbol, stop in wanted.items() if symbol not in kept]
+    kept = [outcome for found in resting(desk).values() for outcome in found]
+    there = {outcome.intent.symbol for outcome in kept}
+    new = [stop for symbol, stop in wanted.items() if symbol not in there]
     named = [replace(stop, attempt=known.attempt + 1 if (known := last_attempt(desk, stop)) else 1) for stop in new]
-    sent = carry_out(desk, named)
+    unsent = [outcome.intent for outcome in kept if outcome.status is IntentStatus.PLANNED]
+    sent = carry_out(desk, [*unsent, *named])
     with writing(desk.engine) as db:
         for outcome in sent:
             if outcome.status in (IntentStatus.REJECTED, IntentStatus.DROPPED):
                 record_risk(db, desk.account, "unprotected", outcome.error, desk.clock(), desk.session, outcome.intent.symbol)
-    return [*(outcome for found in kept.values() for outcome in found), *sent]
+    return [*(outcome for outcome in kept if outcome.intent not in unsent), *sent]
 
 # %% ../nbs/12c_cycle.ipynb #4d4ed88a
 def commit(desk: Desk, seen: Observation, decision: Decision) -> list[Outcome]:  # one an order

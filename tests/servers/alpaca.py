@@ -48,8 +48,9 @@ class Alpaca:
     exchange: Exchange
     capital: Decimal
     feed: str = "sip"
-    calls: list[float] = field(default_factory=list)
+    calls: list[datetime] = field(default_factory=list)  # when the last ones came, by the exchange's clock
     limit: int = 200  # requests a minute
+    most: int = 0  # requests within any minute so far
     page: int = 10_000  # bars on a page, at most
     lag: dict[str, int] = field(default_factory=dict)  # client id -> lookups still answered 404
     account_number: str = ACCOUNT
@@ -66,6 +67,13 @@ class Alpaca:
         if (headers.get("apca-api-key-id"), headers.get("apca-api-secret-key")) != (KEY, SECRET):
             return Reply(401, {"message": "unauthorized."})
         with self.exchange.lock:
+            now = self.exchange.now
+            self.calls = [at for at in self.calls if at > now - timedelta(minutes=1)] + [now]
+            self.most = max(self.most, len(self.calls))
+            if len(self.calls) > self.limit:
+                reset = int((self.calls[0] + timedelta(minutes=1)).timestamp())
+                limits = {"X-RateLimit-Limit": str(self.limit), "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(reset)}
+                return Reply(429, {"message": "too many requests."}, limits)
             return self.route(request)
 
     def route(self, request: Request) -> Reply:

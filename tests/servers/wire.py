@@ -48,6 +48,8 @@ class Fault:
     times: int = 1  # how often
     seconds: float = 0.05  # of a hang, and between two drips
     change: Callable[[Any], Any] | None = None  # of the real reply's body
+    now: Callable[[], object] | None = None  # done when the request arrives, before it is carried out
+    then: Callable[[], object] | None = None  # done when it was carried out, before the answer leaves
 
 
 class Wire:
@@ -74,6 +76,8 @@ class Wire:
                 with wire.lock:
                     wire.log.append(request)
                     fault = wire.due(request)
+                    if fault and fault.now:
+                        fault.now()
                     reply = wire.answer(request) if fault is None or fault.after else Reply(500)
                 wire.respond(self, reply, fault)
 
@@ -95,6 +99,8 @@ class Wire:
 
     def respond(self, handler: BaseHTTPRequestHandler, reply: Reply, fault: Fault | None) -> None:
         action = fault.action if fault else "reply"
+        if fault and fault.then:
+            fault.then()
         if fault and fault.reply is not None:
             reply = fault.reply
         if fault and fault.change:
@@ -110,6 +116,8 @@ class Wire:
             return
         handler.send_response(reply.status)
         headers = {"Content-Type": "application/json"} | reply.headers | {"Content-Length": str(len(content))}
+        if fault:
+            headers["X-Fault"] = action
         for name, value in headers.items():
             handler.send_header(name, value)
         handler.end_headers()
