@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from openapi_core import OpenAPI
 from openapi_core.testing import MockRequest, MockResponse
+
 from servers.judge import DECLARED, specification
 from servers.wire import Reply, Request, Wire
 
