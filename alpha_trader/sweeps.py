@@ -194,14 +194,16 @@ def with_evidence(
     tries: Tries,
     most: int,  # rows
 ) -> pd.DataFrame:
-    "The best sets by the Sharpe ratio, each with the deflated Sharpe ratio of its excess"
+    "The best sets by the Sharpe ratio, the deflated Sharpe ratio of their excess first"
     table = best(result, most)
-    if not keeps_returns(result):
-        return table.assign(deflated_sharpe=np.nan)
-    excess = result.returns([int(n) for n in table.index]).astype(np.float64) - benchmark[:, None]
-    samples = [moments(column) for column in excess.T]
-    found = [deflated_sharpe(sample, tries) if np.isfinite(sample.sharpe) else np.nan for sample in samples]
-    return table.assign(deflated_sharpe=found)
+    believed = np.full(len(table), np.nan)
+    if keeps_returns(result):
+        excess = result.returns([int(n) for n in table.index]).astype(np.float64) - benchmark[:, None]
+        samples = [moments(column) for column in excess.T]
+        believed[:] = [deflated_sharpe(sample, tries) if np.isfinite(sample.sharpe) else np.nan for sample in samples]
+    table.insert(len(result.swept), "deflated_sharpe", believed)
+    table.insert(len(result.swept) + 1, "sharpe_ratio", table.pop("sharpe_ratio"))
+    return table
 
 # %% ../nbs/13d_sweeps.ipynb #59b27dec
 def judged_sweep(
