@@ -292,7 +292,7 @@ def gain_classifier(model: Classifier) -> dict[str, float]:  # by feature name
     "Total gain of each feature"
     return gain_lightgbm(model.booster)
 
-# %% ../nbs/07_models.ipynb #d16be10c
+# %% ../nbs/07_models.ipynb #9cbc0ead
 def more_lightgbm(booster: Any, rows: Rows, spec: Spec) -> Any:  # lightgbm.Booster
     "A LightGBM booster with `spec.rounds` trees more"
     return grown(booster, rows, rows.y, {**LIGHTGBM, **dict(spec.parameters), "seed": spec.seed}, spec.rounds)
@@ -315,7 +315,7 @@ def more_xgboost(booster: Any, rows: Rows, spec: Spec) -> Any:  # xgboost.Booste
     "An XGBoost booster with `spec.rounds` trees more"
     xgboost = library("xgboost")
     data = xgboost.DMatrix(rows.x, rows.y, weight=rows.weight, feature_names=list(rows.names), nthread=XGBOOST["nthread"])
-    parameters = {**XGBOOST, **dict(spec.parameters), "seed": spec.seed}
+    parameters = {**XGBOOST, **dict(spec.parameters), "seed": spec.seed, "seed_per_iteration": True}
     return xgboost.train(parameters, data, num_boost_round=spec.rounds, xgb_model=booster)
 
 
@@ -701,7 +701,7 @@ def predict_each(ensemble: Ensemble, features: FeatureSet, symbols: Sequence[str
             found[layer, :, n] = Ensemble((member,), ensemble.features).predict(features.values[:, n])[0]
     return found
 
-# %% ../nbs/07_models.ipynb #b861f232
+# %% ../nbs/07_models.ipynb #6db259d2
 def newest_rows(
     features: FeatureSet,  # values float32[T, N, F]
     labels: np.ndarray,  # float64[T, N]
@@ -731,7 +731,7 @@ def fine_tune_member(
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{member.name} could not be fine-tuned on {len(rows.x):,} rows: {reason}") from error
 
-# %% ../nbs/07_models.ipynb #57a239f5
+# %% ../nbs/07_models.ipynb #61abe5d3
 def fine_tune_panel(
     ensemble: Ensemble,  # of the last full fit
     features: FeatureSet,  # values float32[T, N, F]

@@ -1236,8 +1236,9 @@ def record_risk(
     symbol: str = "",
     scrub: Callable[[str], str] = str,  # removes secrets
 ) -> None:
-    "Remember that a limit spoke"
-    db.add(RiskEventRow(account=account, session=session, at=at, kind=kind, symbol=symbol, details=one_line(details, scrub)))
+    "Remember that a limit spoke; an account that nobody has opened yet has no book to write it into"
+    if db.get(AccountRow, account) is not None:
+        db.add(RiskEventRow(account=account, session=session, at=at, kind=kind, symbol=symbol, details=one_line(details, scrub)))
 
 # %% ../nbs/03_store.ipynb #59b76a26
 def halt(
