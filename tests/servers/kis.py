@@ -115,6 +115,7 @@ class Kis:
     asked: dict[str, datetime] = field(default_factory=dict)  # world → when a token was last issued
     calls: dict[str, deque[float]] = field(default_factory=dict)
     ticks: Callable[[], float] = time.monotonic
+    refused: list[str] = field(default_factory=list)  # codes
     known_days: dict[tuple[str, bool, datetime], list[tuple[Any, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -145,6 +146,7 @@ class Kis:
                     return self.issue(request, port)
                 return self.service(request, headers, port)
             except Wrong as wrong:
+                self.refused.append(wrong.body["msg_cd"])
                 return self.reply(wrong.body, headers, "", wrong.status)
 
     def reply(self, body: dict[str, Any], headers: dict[str, str], more: str = "D", status: int = 200) -> Reply:
@@ -380,6 +382,12 @@ class Kis:
                 "pdno": symbol.replace(".", "/"),
                 "bass_exrt": amount(RATE),
                 "buy_crcy_cd": "USD",
+                "evlu_pfls_amt2": amount(quantity * (price - cost), 5),
+                "pchs_rmnd_wcrc_amt": str(int(quantity * cost * RATE)),
+                "tr_mket_name": "나스닥",
+                "natn_kor_name": "미국",
+                "prdt_type_cd": "512",
+                "item_lnkg_excg_cd": PLACE[self.exchange_of(symbol)],
                 "ovrs_now_pric1": amount(price, 5),
                 "avg_unpr3": amount(cost, 4),
                 "ovrs_excg_cd": self.exchange_of(symbol),
@@ -445,7 +453,7 @@ class Kis:
     def listed(self, given: dict[str, str]) -> str | None:
         symbol = given["SYMB"].replace("/", ".")
         there = symbol in self.exchange.tape.symbols and PLACE[self.exchange_of(symbol)] == given["EXCD"]
-        return symbol if there and self.exchange.price(symbol) is not None else None
+        return symbol if there and self.days(symbol, False) else None
 
     def price_detail(self, given: dict[str, str], service: str, world: str) -> Said:
         symbol = self.listed(given)
