@@ -6,8 +6,8 @@
 __all__ = ['REFUSALS', 'COLLAR', 'SERVICES', 'AHEAD', 'CANCELS', 'CHANGES', 'NOTED', 'PARTS', 'TRADING', 'Accepted', 'accepted',
            'marketable', 'order_body', 'order_time', 'id_of', 'date_in', 'text_of', 'state_of', 'order_of', 'orders_of',
            'oldest', 'derived', 'next_fill', 'Noted', 'noted_fill', 'Money', 'money_of', 'won_beside', 'position_of',
-           'positions_of', 'equity_before', 'KisAccount', 'KisLists', 'KisOrders', 'KisBroker', 'PaperKis', 'LiveKis',
-           'paper_kis', 'live_kis', 'check_kis']
+           'positions_of', 'equity_before', 'KisAccount', 'KisLists', 'KisOrders', 'KisBroker', 'PaperKis', 'paper_kis',
+           'LiveKis', 'live_kis', 'open_kis']
 
 # %% ../nbs/11b_kis_broker.ipynb #f188d1b3
 import sqlite3
@@ -19,17 +19,21 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .alpaca_broker import KEEP, Memory
 from .broker import refusal
 from alpha_trader.domain import (
     Account, Ambiguous, Asset, AuthFailed, BrokerError, BrokerOrder, Capabilities, Clock, CorporateAction, Fill, NotFound, NotSent,
     OrderIntent, OrderStatus, OrderType, Position, ProtocolError, Rejected, RejectReason, Side, account_tag, rounded, usd,
 )
 from alpha_trader.kis_data import (
-    EXCHANGES, PAPER, PRICES, REAL, SEOUL, WRONG_KEYS, Line, Quote, Quotes, Reply, day_of, number, our_name, their_name, tick_at, walk,
+    EXCHANGES, PAPER, REAL, SEOUL, WRONG_KEYS, Line, Quote, Quotes, Reply, kis_line_of, number, our_name, series_of, their_name,
+    tick_at, walk,
 )
 from alpha_trader.sessions import (
     NEW_YORK, is_session, last_completed_session, next_session, previous_session, session_close, session_of, session_open,
 )
+from .settings import Settings, SettingsError
+from .transport import machine_time
 
 # %% ../nbs/11b_kis_broker.ipynb #e95c3523
 REFUSALS = {
@@ -326,8 +330,13 @@ TRADING = "/uapi/overseas-stock/v1/trading"
 class KisAccount(Quotes):
     "What the account is and holds"
 
-    def __init__(self, line: Line, folder: Path):
+    def __init__(
+        self, line: Line,
+        folder: Path,  # for the memory of fills
+        keep: float = 0.0,  # seconds that an answer may be used again
+    ):
         super().__init__(line)
+        self.memory = Memory(keep)
         self.world, self.rate, self.closes = line.home, Decimal(0), dict[tuple[str, date, date], Decimal]()
         self.name = f"kis-{account_tag(str(line.account))}"
         self.noted = Noted(folder / f"fills-{self.world}-{account_tag(str(line.account))}.db")
@@ -358,10 +367,10 @@ class KisAccount(Quotes):
         return [row for exchange in EXCHANGES for row in walk(pages(exchange), "output1", "positions")]
 
     def positions(self) -> list[Position]:
-        return self.balance()[1]
+        return list(self.memory.get("balance", self.balance)[1])
 
     def clock(self) -> Clock:
-        now = self.line.clock()
+        now = self.line.clock() + self.line.ahead
         session = session_of(now)
         following = next_session(session or last_completed_session(now))
         return Clock(now, session is not None, session_open(following), session_close(session or following))
@@ -423,6 +432,7 @@ class KisOrders(KisLists):
         exchange, price = self.prepared(intent)
         body = order_body(intent, exchange, price)
         what = f"order {intent.client_id}"
+        self.memory.forget()
         said = accepted(self.line.write(f"{TRADING}/order", SERVICES[intent.side.value][self.world], body, what), what)
         at = order_time({"ord_tmd": said.time}, self.line.clock())
         sides = {"pdno": body["PDNO"], "odno": said.number, "sll_buy_dvsn_cd": "02" if intent.side is Side.BUY else "01"}
@@ -456,6 +466,7 @@ class KisOrders(KisLists):
         body = {"OVRS_EXCG_CD": text_of(row, "ovrs_excg_cd"), "PDNO": text_of(row, "pdno"), "ORGN_ODNO": text_of(row, "odno")}
         body |= {"RVSE_CNCL_DVSN_CD": CANCELS, "ORD_QTY": f"{order.open_quantity:.0f}", "OVRS_ORD_UNPR": "0"}
         body |= {"MGCO_APTM_ODNO": "", "ORD_SVR_DVSN_CD": "0"}
+        self.memory.forget()
         self.line.write(f"{TRADING}/order-rvsecncl", SERVICES["cancel"][self.world], body, f"cancel {broker_id}")
 
 # %% ../nbs/11b_kis_broker.ipynb #1fc778b5
@@ -463,7 +474,7 @@ class KisBroker(KisOrders):
     "KIS behind the door that all brokers share"
 
     def account(self) -> Account:
-        money, held = self.balance()
+        money, held = self.memory.get("balance", self.balance)
         equity = money.cash + sum((position.market_value for position in held), Decimal(0))
         quantity = {position.symbol: position.quantity for position in held}
         now = self.line.clock()
@@ -471,7 +482,7 @@ class KisBroker(KisOrders):
         fills = [fill for fill in self.fills_of(session) if fill.at >= session_open(session)]
         before = previous_session(session)
         last = equity_before(money.cash, quantity, fills, lambda symbol: self.close_of(symbol, before, session))
-        power = self.power()
+        power = self.memory.get("power", self.power)
         return Account(self.name, money.cash, min(money.cash, money.free), equity, last, power, as_of=now)
 
     def power(self) -> Decimal:  # USD
@@ -485,20 +496,19 @@ class KisBroker(KisOrders):
         "The close of a session, in shares of today"
         if (known := self.closes.get((symbol, session, today))) is not None:
             return known
-        if symbol not in self.places:
-            self.quote(symbol)
-        data = {"AUTH": "", "EXCD": EXCHANGES[self.places.get(symbol, "NASD")], "SYMB": their_name(symbol), "GUBN": "0"}
-        data |= {"BYMD": f"{session:%Y%m%d}", "MODP": "1"}
-        rows = self.line.read(REAL, f"{PRICES}/dailyprice", "HHDFS76240000", data, f"bars {symbol}").body.get("output2") or []
-        days = {day: row for row in rows if (day := day_of(row)) is not None and day <= session}
-        quote = None if days else self.quote(symbol)  # new here: it has no close before
+        quote = self.quote(symbol) if symbol not in self.places else None
+        week = session - timedelta(days=7)
+        days = series_of(self, symbol, True, week, session) if symbol in self.places else {}
+        if not days:  # new here: it has no close before
+            quote = quote or self.quote(symbol)
         close = number(days[max(days)], "clos") if days else quote.last if quote else Decimal(0)
         self.closes[symbol, session, today] = close
         return close
 
     def fills_of(self, session: date) -> list[Fill]:
         "Fills of orders made in a session"
-        ours = {order.broker_id for order in self.listed(session, session)[0]}
+        orders, _ = self.memory.get(f"orders {session}", lambda: self.listed(session, session))
+        ours = {order.broker_id for order in orders}
         return [fill for fill in self.noted.since(session_open(session) - timedelta(days=1)) if fill.broker_id in ours]
 
     def fills(self, since: datetime) -> list[Fill]:
@@ -509,63 +519,52 @@ class KisBroker(KisOrders):
     def corporate_actions(self, since: datetime) -> list[CorporateAction]:
         return []  # KIS books them without a word
 
-# %% ../nbs/11b_kis_broker.ipynb #2a763038
+# %% ../nbs/11b_kis_broker.ipynb #09c9dcdf
 class PaperKis(KisBroker):
     "A paper account: no real money"
-
-
-class LiveKis(KisBroker):
-    "A live account"
 
 
 def paper_kis(
     line: Line,
     folder: Path,  # for the memory of fills
+    keep: float = 0.0,  # seconds that an answer may be used again
 ) -> PaperKis:
     "The paper account behind a line, asked for once"
     if not line.kis.virtual or line.home != PAPER:
         raise AuthFailed("kis: these are the keys of a live account and paper was asked for; set KIS_PAPER_APP_KEY and KIS_PAPER_APP_SECRET")
-    broker = PaperKis(line, folder)
-    broker.balance()
+    broker = PaperKis(line, folder, keep)
+    broker.positions()
     return broker
+
+# %% ../nbs/11b_kis_broker.ipynb #8f3003d4
+class LiveKis(KisBroker):
+    "A live account"
 
 
 def live_kis(
     line: Line,
     folder: Path,
     account: str,  # its number, as the person who allows it gave it
+    keep: float = 0.0,  # seconds that an answer may be used again
 ) -> LiveKis:
     "The live account behind a line, asked for once"
     if line.kis.virtual or line.home != REAL:
         raise AuthFailed("kis: these are the keys of a paper account and live was asked for")
     if account.replace("-", "") != str(line.account).replace("-", ""):
         raise AuthFailed("kis: the account that was allowed to trade live is not the one of KIS_ACCOUNT_NUMBER")
-    broker = LiveKis(line, folder)
-    broker.balance()
+    broker = LiveKis(line, folder, keep)
+    broker.positions()
     return broker
 
-# %% ../nbs/11b_kis_broker.ipynb #d7bedc9d
-def check_kis(broker: KisBroker, symbol: str = "AAPL") -> list[tuple[str, bool, str]]:  # (what, is it in order, sentence)
-    "Keys, account, quotes and market of a KIS account"
-    def asked(what: str, question: Callable[[], str]) -> tuple[str, bool, str]:
-        try:
-            return what, True, question()
-        except BrokerError as error:
-            return what, False, str(error)
-
-    def money() -> str:
-        account = broker.account()
-        world = "paper" if broker.caps.paper else "LIVE"
-        return f"{world}, {won_beside(account.equity, broker.rate)}, of it {won_beside(account.cash, broker.rate)} in cash"
-
-    def price() -> str:
-        quote = broker.quote(symbol)
-        return f"{symbol} at {quote.last} USD on {quote.exchange}" if quote else f"{symbol} is not listed"
-
-    def market() -> str:
-        clock = broker.clock()
-        return "open" if clock.is_open else f"closed until {clock.next_open:%Y-%m-%d %H:%M} UTC"
-
-    seconds = 2 if broker.caps.paper else 19
-    rate = ("kis rate limit", True, f"{seconds} requests a second for the account, 19 for quotes, shared by all processes with these keys")
-    return [asked("kis account", money), asked("kis quotes", price), asked("kis market", market), rate]
+# %% ../nbs/11b_kis_broker.ipynb #4382c158
+def open_kis(
+    settings: Settings,
+    clock: Callable[[], datetime] = machine_time,  # aware UTC
+) -> KisBroker:
+    "KIS as the settings want it: paper, unless three things agree"
+    line, folder, named = kis_line_of(settings, True, clock), settings.data_dir / "kis", settings.secrets.live_account
+    if settings.broker.mode == "paper":
+        return paper_kis(line, folder, KEEP)
+    if named is None:
+        raise SettingsError("ALPHA_TRADER_LIVE: found nothing, needed in the environment of the process: the number of the live account, because [broker] mode = live")
+    return live_kis(line, folder, named.get_secret_value(), KEEP)

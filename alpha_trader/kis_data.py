@@ -5,21 +5,24 @@
 # %% auto #0
 __all__ = ['STALE_TOKEN', 'TOO_FAST', 'TOO_SOON', 'WRONG_KEYS', 'KEY_ADVICE', 'SEOUL', 'SPARE', 'REAL', 'PAPER', 'HOMES', 'TRIES',
            'PATIENCE', 'PAGES', 'LIMITS', 'EXCHANGES', 'PRICES', 'FIELDS_OF_DAY', 'Reply', 'reply_of', 'TokenRefused',
-           'refuse', 'Token', 'token_of', 'write_token', 'read_token', 'Keys', 'check_keys', 'Door', 'Gate', 'Tokens',
-           'Line', 'walk', 'kis_line', 'number', 'their_name', 'our_name', 'Quote', 'tick_at', 'quote_of', 'Quotes',
-           'day_of', 'walk_days', 'event_of', 'events_between', 'frame_of', 'KisSource', 'minute_of', 'walk_minutes',
-           'minute_bars']
+           'refuse', 'Token', 'token_of', 'write_token', 'read_token', 'Keys', 'check_keys', 'Door', 'clock_ahead',
+           'Gate', 'Tokens', 'Line', 'walk', 'kis_line', 'kis_secrets', 'kis_line_of', 'number', 'their_name',
+           'our_name', 'Quote', 'tick_at', 'quote_of', 'Quotes', 'day_of', 'walk_days', 'event_of', 'events_between',
+           'frame_of', 'series_of', 'daily_bars', 'renewed_bars', 'KisSource', 'open_kis_bars', 'minute_of',
+           'walk_minutes', 'minute_bars']
 
 # %% ../nbs/04c_kis_data.ipynb #c0f3f086
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
+from email.utils import parsedate_to_datetime
 from fractions import Fraction
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from stat import S_ISREG
@@ -32,18 +35,12 @@ from requests import PreparedRequest, Response
 from requests.exceptions import RequestException, RetryError
 from urllib3.exceptions import HTTPError
 
+from .alpaca_data import joined
 from .bars import bars_frame
-from alpha_trader.domain import (
-    Ambiguous,
-    AuthFailed,
-    DataError,
-    InputError,
-    NotSent,
-    ProtocolError,
-    RateLimited,
-)
+from .domain import AlphaTraderError, Ambiguous, AuthFailed, DataError, InputError, NotSent, ProtocolError, RateLimited
 from .sessions import NEW_YORK, last_completed_session
-from .transport import Budget, Guard, RateLimit, guarded, translated
+from .settings import Settings, SettingsError
+from .transport import Budget, Guard, RateLimit, guarded, machine_time, translated
 
 # %% ../nbs/04c_kis_data.ipynb #457cdd64
 class Reply(NamedTuple):
@@ -110,11 +107,14 @@ class Token:
     until: datetime  # UTC
 
 
-def token_of(body: Mapping[str, Any]) -> Token | None:
+def token_of(
+    body: Mapping[str, Any],
+    ahead: timedelta = timedelta(0),  # how far KIS's clock is ahead of ours
+) -> Token | None:
     "A token as KIS sends it; its time is Seoul's"
     try:
         until = datetime.strptime(str(body["access_token_token_expired"]), "%Y-%m-%d %H:%M:%S")
-        return Token(str(body["access_token"]), until.replace(tzinfo=SEOUL).astimezone(UTC))
+        return Token(str(body["access_token"]), until.replace(tzinfo=SEOUL).astimezone(UTC) - ahead)
     except (KeyError, ValueError):
         return None
 
@@ -193,6 +193,19 @@ class Door(Guard):
         self.last = super().send(request, *rest, **options)
         return self.last
 
+# %% ../nbs/04c_kis_data.ipynb #4f0f8e63
+def clock_ahead(
+    header: str | None,  # "Date" of an answer
+    now: datetime,  # ours, UTC
+    before: timedelta,  # what was known
+) -> timedelta:
+    "How far KIS's clock is ahead of ours"
+    try:
+        theirs = parsedate_to_datetime(header or "").astimezone(UTC)
+    except (TypeError, ValueError):
+        return before
+    return theirs - now if abs(theirs - now) >= timedelta(seconds=2) else timedelta(0)
+
 # %% ../nbs/04c_kis_data.ipynb #79830ab0
 class Gate:
     "Single questions to KIS"
@@ -203,8 +216,10 @@ class Gate:
         doors: Mapping[str, Door],  # by world
         account: Any,  # pykis.KisAccountNumber
         hidden: Sequence[str],  # what no sentence may contain
+        clock: Callable[[], datetime],  # UTC
     ):
-        self.kis, self.doors, self.account, self.hidden = kis, doors, account, hidden
+        self.kis, self.doors, self.account, self.hidden, self.clock = kis, doors, account, hidden, clock
+        self.ahead = timedelta(0)
         self.home = PAPER if kis.virtual else REAL  # where the account is
         for world, door in doors.items():
             guarded(kis._sessions[world], door)
@@ -239,6 +254,7 @@ class Gate:
             error = Ambiguous(f"kis {what}: {type(refused).__name__}")
         if response is None:
             raise error or Ambiguous(f"kis {what}: no answer")
+        self.ahead = clock_ahead(response.headers.get("Date"), self.clock(), self.ahead)
         text = response.content.decode("utf-8", "replace")
         return reply_of(response.status_code, text, response.headers.get("tr_cont", ""), self.scrub)
 
@@ -253,8 +269,8 @@ class Tokens(Gate):
         clock: Callable[[], datetime],  # UTC
         sleep: Callable[[float], None] = time.sleep,  # seconds
     ):
-        super().__init__(kis, doors, account, hidden)
-        self.clock, self.sleep, self.known = clock, sleep, dict[str, Token]()
+        super().__init__(kis, doors, account, hidden, clock)
+        self.sleep, self.known = sleep, dict[str, Token]()
         self.files = {world: folder / f"token-{world}-{tag}.json" for world, tag in tags.items()}
         self.turns = {
             world: RateLimit(folder / f"issue-{world}-{tag}.db", 1, 60.0, clock=lambda: clock().timestamp())
@@ -278,7 +294,7 @@ class Tokens(Gate):
     def issue(self, world: str) -> Token:
         "Ask KIS for a token, and keep it"
         reply = self.ask(world, "POST", "/oauth2/tokenP", {"grant_type": "client_credentials"}, "token", {})
-        found = token_of(reply.body)
+        found = token_of(reply.body, self.ahead)
         if found is None or reply.status >= 400:
             refuse(reply, "token", self.clock())
         self.known[world] = found
@@ -376,6 +392,7 @@ def kis_line(
     urls: Mapping[str, str] = {},  # by world, where a host is not where it always is
     wait: Callable[[], None] | None = None,  # instead of the shared limits
     sleep: Callable[[float], None] = time.sleep,  # seconds
+    quotes_only: bool = False,  # a line that cannot trade
 ) -> Line:
     "A guarded line to KIS"
     check_keys(real, paper, account)
@@ -387,7 +404,7 @@ def kis_line(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     doors = {
         world: Door(
-            world, urls.get(world, ""), bool(paper) and world == REAL,
+            world, urls.get(world, ""), quotes_only or (bool(paper) and world == REAL),
             wait or RateLimit(folder / f"rate-{world}-{keys.tag}.db", *LIMITS[world]).wait,
         )
         for world, keys in worlds.items()
@@ -396,6 +413,30 @@ def kis_line(
     hidden = [str(number), f"{number.number}{number.code}", number.number, hts_id]
     hidden += [secret for keys in worlds.values() for secret in (keys.key, keys.secret)]
     return Line(kis, doors, number, hidden, folder, {world: keys.tag for world, keys in worlds.items()}, clock, sleep)
+
+# %% ../nbs/04c_kis_data.ipynb #634dbb40
+def kis_secrets(settings: Settings, paper: bool) -> list[str]:
+    "KIS's secrets in the order of `.env`, or the line that says which are missing"
+    names = ["kis_app_key", "kis_app_secret", "kis_hts_id", "kis_account_number"]
+    names += ["kis_paper_app_key", "kis_paper_app_secret"] if paper else []
+    values = {name: getattr(settings.secrets, name) for name in names}
+    if missing := [name.upper() for name, value in values.items() if value is None]:
+        where = "apiportal.koreainvestment.com gives out app keys, and other ones for the paper world"
+        raise SettingsError(f".env {' and '.join(missing)}: found nothing, needed for KIS; {where}")
+    return [value.get_secret_value() for value in values.values()]
+
+# %% ../nbs/04c_kis_data.ipynb #00c5561f
+def kis_line_of(
+    settings: Settings,
+    trading: bool,  # False: for bars and quotes alone
+    clock: Callable[[], datetime] = machine_time,  # UTC
+) -> Line:
+    "A line with the settings' keys and address"
+    paper = trading and settings.broker.mode == "paper"
+    key, secret, hts_id, account, *twin = kis_secrets(settings, paper)
+    urls = dict.fromkeys((REAL, PAPER), settings.kis.url)
+    folder = settings.data_dir / "kis"
+    return kis_line(Keys(key, secret), Keys(*twin) if paper else None, account, hts_id, folder, clock, urls, quotes_only=not trading)
 
 # %% ../nbs/04c_kis_data.ipynb #1e4ef9bc
 def number(
@@ -536,8 +577,40 @@ def frame_of(
     splits, paid = events_between(columns["close"], other) if days else (np.ones(0), np.zeros(0))
     return bars_frame(days, columns | {"split": splits, "dividend": paid})
 
-# %% ../nbs/04c_kis_data.ipynb #138134a5
-class KisSource(Quotes):
+# %% ../nbs/04c_kis_data.ipynb #0a92b646
+def series_of(quotes: Quotes, symbol: str, adjusted: bool, start: date, end: date) -> dict[date, dict[str, Any]]:
+    "Rows of one of the two series, oldest first"
+    def page(upto: date) -> list[dict[str, Any]]:
+        data = {"AUTH": "", "EXCD": EXCHANGES[quotes.places[symbol]], "SYMB": their_name(symbol), "GUBN": "0"}
+        data |= {"BYMD": f"{upto:%Y%m%d}", "MODP": str(int(adjusted))}
+        return list(quotes.line.read(REAL, f"{PRICES}/dailyprice", "HHDFS76240000", data, f"bars {symbol}").body.get("output2") or [])
+
+    return walk_days(page, start, end)
+
+
+def daily_bars(quotes: Quotes, symbol: str, start: date, end: date) -> pd.DataFrame:
+    "Raw bars of a symbol, with their events"
+    if symbol not in quotes.places and quotes.quote(symbol) is None:
+        raise InputError(f"{symbol}: neither Nasdaq nor NYSE nor AMEX lists it at KIS")
+    return frame_of(*(series_of(quotes, symbol, adjusted, start, end) for adjusted in (False, True)))
+
+# %% ../nbs/04c_kis_data.ipynb #edf9cb4b
+def renewed_bars(
+    quotes: Quotes, symbol: str,
+    kept: pd.DataFrame | None,  # of the cache; None: nothing
+    since: date, end: date,
+) -> pd.DataFrame:
+    "All bars up to `end`, the kept ones not asked for again"
+    known = kept[kept.index <= pd.Timestamp(end)] if kept is not None else pd.DataFrame({"close": []})
+    if known["close"].notna().any():
+        last = known.index[known["close"].notna()][-1].date()
+        new = known if last >= end else joined(known, daily_bars(quotes, symbol, last, end))
+        if new is not None:
+            return new
+    return daily_bars(quotes, symbol, since, end)
+
+# %% ../nbs/04c_kis_data.ipynb #810979b7
+class KisSource:
     "Daily bars of US stocks from KIS"
     name: ClassVar[str] = "kis"
     feed: ClassVar[str] = "dailyprice"
@@ -545,37 +618,51 @@ class KisSource(Quotes):
 
     def __init__(
         self,
-        line: Line,
+        open_line: Callable[[], Line],
         watchlist: Sequence[str],
-        first: date = date(2015, 1, 2),  # nothing older is asked for
+        since: date = date(2016, 1, 4),  # oldest session asked for
+        clock: Callable[[], datetime] = machine_time,  # UTC
+        delay: timedelta = timedelta(minutes=20),  # after a close, until its bar is final
     ):
-        super().__init__(line)
-        self.watchlist, self.first = tuple(sorted(watchlist)), first
+        self.open_line, self.watchlist, self.since, self.clock, self.delay = open_line, tuple(sorted(watchlist)), since, clock, delay
+        self.opened: Quotes | None = None
+
+    @property
+    def quotes(self) -> Quotes:
+        "Quotes over a line that is opened once"
+        self.opened = self.opened or Quotes(self.open_line())
+        return self.opened
 
     def symbols(self) -> tuple[str, ...]:
         return self.watchlist
 
     def last_session(self) -> date:
-        return last_completed_session(self.line.clock())
-
-    def days(self, symbol: str, exchange: str, adjusted: bool, start: date, end: date) -> dict[date, dict[str, Any]]:
-        "Rows of one of the two series"
-        def page(upto: date) -> list[dict[str, Any]]:
-            data = {"AUTH": "", "EXCD": EXCHANGES[exchange], "SYMB": their_name(symbol), "GUBN": "0"}
-            data |= {"BYMD": f"{upto:%Y%m%d}", "MODP": str(int(adjusted))}
-            return list(self.line.read(REAL, f"{PRICES}/dailyprice", "HHDFS76240000", data, f"bars {symbol}").body.get("output2") or [])
-
-        return walk_days(page, start, end)
+        return last_completed_session(self.clock() - self.delay)
 
     def bars(self, symbols: Sequence[str], start: date | None, end: date | None) -> dict[str, pd.DataFrame]:
-        first, last = max(start or self.first, self.first), end or self.last_session()
-        found = {}
+        first, last = max(start or self.since, self.since), end or self.last_session()
+        return {symbol: daily_bars(self.quotes, symbol, first, last) for symbol in symbols}
+
+    def renewed(
+        self, symbols: Sequence[str], cached: Callable[[str], pd.DataFrame | None], end: date
+    ) -> Iterator[tuple[str, pd.DataFrame | AlphaTraderError]]:
+        "All bars of each symbol up to `end`, asking only for what `cached` does not have"
         for symbol in symbols:
-            if symbol not in self.places and self.quote(symbol) is None:
-                raise InputError(f"{symbol}: neither Nasdaq nor NYSE nor AMEX lists it at KIS")
-            series = (self.days(symbol, self.places[symbol], adjusted, first, last) for adjusted in (False, True))
-            found[symbol] = frame_of(*series)
-        return found
+            try:
+                yield symbol, renewed_bars(self.quotes, symbol, cached(symbol), self.since, end)
+            except (AuthFailed, SettingsError):
+                raise
+            except AlphaTraderError as error:
+                yield symbol, error
+
+# %% ../nbs/04c_kis_data.ipynb #1014e8ab
+def open_kis_bars(
+    settings: Settings,
+    clock: Callable[[], datetime] = machine_time,  # UTC
+) -> KisSource:
+    "The source that `[data] source = kis` names"
+    data = settings.data
+    return KisSource(partial(kis_line_of, settings, False), data.watchlist, data.since, clock, data.delay)
 
 # %% ../nbs/04c_kis_data.ipynb #3393415c
 def minute_of(row: Mapping[str, Any]) -> datetime:  # UTC

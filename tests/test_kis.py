@@ -52,13 +52,14 @@ from alpha_trader.domain import (
     RejectReason,
 )
 from alpha_trader.execution import Reconciliation, frozen, reconcile, record_intents, resolve_unknown, submit_intent
-from alpha_trader.kis_broker import KisBroker, LiveKis, check_kis, live_kis, paper_kis
+from alpha_trader.kis_broker import KisBroker, LiveKis, live_kis, paper_kis, won_beside
 from alpha_trader.kis_data import (
     PAPER,
     REAL,
     Keys,
     KisSource,
     Line,
+    Quotes,
     Token,
     kis_line,
     minute_bars,
@@ -761,7 +762,7 @@ def test_i7_no_secret_leaves_in_an_error(kis: Bench, ending: str, fault: str) ->
 def test_i7_nothing_that_is_shown_or_kept_holds_a_secret(kis: Bench) -> None:
     broker = kis.broker()
     broker.submit(buy())
-    parts = (broker.account(), broker.orders(EVER), broker.fills(EVER), check_kis(broker, "ACME"))
+    parts = (broker.account(), broker.orders(EVER), broker.fills(EVER), broker.clock(), broker.line.known)
     shown = [repr(part) for part in parts]
     assert not [secret for secret in SECRETS for text in shown if secret in text]
     kept = {path.name: path.read_bytes() for path in kis.folder.iterdir() if not path.name.startswith("token-")}
@@ -792,19 +793,45 @@ def test_one_address_for_both_worlds_is_enough(folder: Path) -> None:
     assert paper_kis(line, folder).submit(buy()).status is OrderStatus.FILLED
 
 
-def test_doctor_says_what_is_wrong(kis: Bench) -> None:
+def test_what_is_wrong_with_the_keys_is_said(kis: Bench) -> None:
     broker = kis.broker()
-    healthy = check_kis(broker, "ACME")
-    assert all(good for _, good, _ in healthy)
-    assert ("paper" if broker.caps.paper else "LIVE") in healthy[0][2] and "₩140,000,000" in healthy[0][2]
     kis.service.fault(Fault(at("present-balance"), "reply", False, said("EGW00105", 403), times=9))
-    kis.service.fault(Fault(at("price-detail"), "reset", False, times=9))
-    ill = {what: (good, sentence) for what, good, sentence in check_kis(broker, "ACME")}
-    assert not ill["kis account"][0] and "KIS_APP_SECRET" in ill["kis account"][1]
-    assert not ill["kis quotes"][0] and ill["kis market"][0]
+    with pytest.raises(AuthFailed, match="KIS_APP_SECRET"):
+        broker.account()
+
+
+def test_won_are_shown_beside_dollars(kis: Bench) -> None:
+    broker = kis.broker()
+    assert won_beside(broker.account().equity, broker.rate) == "100,000.00 USD (₩140,000,000)"
+
+
+@pytest.mark.parametrize("off", [-300, 0, 300])
+def test_fault_22_the_clock_is_kis_s_where_ours_is_wrong(folder: Path, off: int) -> None:
+    "The date in the header of an answer, to the second; a token's end is moved by as much"
+    of = bench(folder)
+    of.line.clock = lambda: of.exchange.now + timedelta(seconds=off)
+    broker = of.broker()
+    clock = broker.clock()
+    assert abs(clock.now - of.exchange.now) < timedelta(seconds=2) and clock.is_open
+    assert abs(of.line.known[REAL].until - of.exchange.now - timedelta(days=1, seconds=off)) < timedelta(seconds=2)
+
+
+def test_an_answer_serves_a_moment_and_no_longer_than_the_next_order(folder: Path) -> None:
+    of = bench(folder, paper=True)
+    broker = paper_kis(of.line, of.folder, 60.0)
+    for _ in range(3):
+        broker.account()
+        broker.positions()
+    assert len(of.asked("present-balance")) == 1 and len(of.asked("inquire-balance")) == 3
+    broker.submit(buy())
+    assert broker.positions()[0].quantity == 10 and broker.account().cash == CAPITAL - 1000
 
 
 # ------------------------------------------------------------------------- bars
+
+
+def source_at(of: Bench, *symbols: str, since: date = date(2023, 1, 3)) -> KisSource:
+    return KisSource(lambda: of.line, symbols, since, lambda: of.exchange.now, timedelta(0))
 
 
 def test_bars_are_the_tape_with_its_events(folder: Path) -> None:
@@ -812,7 +839,7 @@ def test_bars_are_the_tape_with_its_events(folder: Path) -> None:
     for pays in (False, True):
         of = bench(folder / str(pays), pays=pays)
         of.exchange.to(session_close(DAYS[4]))
-        source = KisSource(of.line, ["BOLT", "ACME"], first=date(2023, 1, 3))
+        source = source_at(of, "BOLT", "ACME")
         frames = source.bars(source.symbols(), None, DAYS[4])
         panel = panel_of(frames, source.name, source.feed)
         tape = make_tape().select(["ACME", "BOLT"])
@@ -828,7 +855,7 @@ def test_bars_of_years_come_in_hundreds_and_are_complete(folder: Path) -> None:
     tape = synthetic_panel(2, 450, seed=5)
     exchange = Exchange(tape, closing(tape.sessions[-1].item()), CAPITAL)
     of = bench_at(Kis(exchange, CAPITAL), folder, False, lambda: None)
-    source = KisSource(of.line, tape.symbols, first=date(2015, 1, 2))
+    source = source_at(of, *tape.symbols, since=date(2015, 1, 2))
     found = panel_of(source.bars(tape.symbols, None, None), "kis", "dailyprice")
     assert (found.values == tape.values).all()
     pages = len(of.asked("dailyprice"))
@@ -842,7 +869,7 @@ def test_a_symbol_nobody_lists_is_named_and_the_others_are_ingested(folder: Path
 
     of = bench(folder)
     of.exchange.to(session_close(DAYS[4]))
-    source = KisSource(of.line, ["ACME", "BOLT", "NOPE"], first=date(2024, 1, 2))
+    source = source_at(of, "ACME", "BOLT", "NOPE")
     report = ingest(source, folder / "bars", source.symbols(), DAYS[4], of.exchange.now, max_move=0.6)
     assert report.symbols == ("ACME", "BOLT")
     assert "NOPE: neither Nasdaq nor NYSE nor AMEX" in report.findings[-1].detail
@@ -853,15 +880,55 @@ def test_the_bar_of_today_is_not_a_bar_yet(folder: Path) -> None:
 
     of = bench(folder)
     of.exchange.to(session_open(DAYS[2]) + timedelta(hours=1))
-    source = KisSource(of.line, ["BOLT"], first=date(2024, 1, 2))
+    source = source_at(of, "BOLT")
     assert source.last_session() == DAYS[1]
     assert ingest(source, folder / "bars", ["BOLT"], DAYS[1], of.exchange.now).rows[0].last == DAYS[1]
 
 
+def test_ingest_asks_only_for_what_is_missing(folder: Path) -> None:
+    "Three mornings: all of history, then two questions a symbol with the split of that day, then none"
+    from alpha_trader.bars import read_bars
+    from alpha_trader.checks import ingest
+
+    of = bench(folder)
+    source, asked = source_at(of, "ACME", "BOLT", "NOPE"), []
+    for day in (DAYS[1], DAYS[2], DAYS[2], DAYS[4]):
+        of.exchange.to(session_close(day))
+        before = len(of.asked("dailyprice"))
+        report = ingest(source, folder / "bars", source.symbols(), day, of.exchange.now, max_move=0.6)
+        asked.append(len(of.asked("dailyprice")) - before)
+        assert report.symbols == ("ACME", "BOLT")
+    assert asked == [8, 4, 0, 4]
+    tape = make_tape().select(["ACME"])
+    kept = read_bars(folder / "bars", "ACME")
+    assert kept["close"].tolist() == tape.close[:, 0].tolist() and kept["split"].tolist() == tape.splits[:, 0].tolist()
+
+
+def test_a_kept_bar_that_was_corrected_brings_everything_anew(folder: Path) -> None:
+    of = bench(folder)
+    of.exchange.to(session_close(DAYS[4]))
+    source = source_at(of, "BOLT")
+    full = source.bars(["BOLT"], None, DAYS[4])["BOLT"]
+    kept = full.iloc[:3].copy()
+    kept.iloc[1:, 3] += 0.01
+    [(_, again)] = source.renewed(["BOLT"], lambda symbol: kept, DAYS[4])
+    assert again.equals(full)
+
+
+def test_a_line_for_bars_cannot_trade_and_needs_no_paper_keys(folder: Path) -> None:
+    of = bench(folder)
+    urls, number = {REAL: of.service.url}, NUMBER
+    keys = Keys(REAL_KEY, REAL_SECRET)
+    now = of.line.clock
+    line = kis_line(keys, None, number, HTS_ID, folder / "kis", now, urls, lambda: None, quotes_only=True)
+    assert Quotes(line).quote("ACME") is not None
+    with pytest.raises(AuthFailed, match="on its way to the real world"):
+        KisBroker(line, folder).positions()
+
+
 def test_minutes_are_in_order_and_complete(real: Bench) -> None:
     real.exchange.to(session_close(DAYS[1]))
-    source = KisSource(real.line, ["ACME"])
-    bars = minute_bars(source, "ACME", session_open(DAYS[0]) + timedelta(hours=1), 5)
+    bars = minute_bars(Quotes(real.line), "ACME", session_open(DAYS[0]) + timedelta(hours=1), 5)
     assert len(bars) == 78 - 12 + 78 and bars.index.is_monotonic_increasing and bars.index.is_unique
     assert bars.index[0] == session_open(DAYS[0]) + timedelta(hours=1)
     assert len(real.asked("itemchartprice")) == 2
@@ -869,7 +936,7 @@ def test_minutes_are_in_order_and_complete(real: Bench) -> None:
 
 def test_quotes_are_asked_in_the_real_world_also_for_paper(folder: Path) -> None:
     of = bench(folder, paper=True)
-    assert sorted(KisSource(of.line, []).quotes(["ACME", "BOLT", "NOPE"])) == ["ACME", "BOLT"]
+    assert sorted(Quotes(of.line).quotes(["ACME", "BOLT", "NOPE"])) == ["ACME", "BOLT"]
     assert [request.path for request in of.service.worlds["paper"].log] == []
     rate = Decimal(of.service.price_detail({"SYMB": "ACME", "EXCD": "NAS"}, "", "")[1]["output"]["t_rate"])
     assert rate == RATE

@@ -120,6 +120,8 @@ class Kis:
 
     def __post_init__(self) -> None:
         self.worlds = {world: Wire(lambda request, world=world: self.answer(request, world)) for world in KINDS}
+        for wire in self.worlds.values():
+            wire.clock = lambda: self.exchange.now.timestamp()
         self.url, self.paper_url, self.both_url = (self.worlds[world].url for world in KINDS)
 
     @property

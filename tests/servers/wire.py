@@ -58,6 +58,7 @@ class Wire:
     def __init__(self, answer: Callable[[Request], Reply]):
         self.answer, self.faults, self.log = answer, list[Fault](), list[Request]()
         self.lock = threading.RLock()
+        self.clock: Callable[[], float] | None = None  # of the Date header; seconds since 1970
         wire = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -84,6 +85,10 @@ class Wire:
             do_GET = do_POST = do_DELETE = do_PATCH = handle_one
 
             def log_message(self, *_: object) -> None: ...
+
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                at = wire.clock() if wire.clock else timestamp
+                return super().date_time_string(at)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
