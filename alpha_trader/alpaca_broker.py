@@ -27,6 +27,7 @@ from alpha_trader.domain import (
     Clock,
     CorporateAction,
     Fill,
+    InputError,
     NotFound,
     OrderIntent,
     OrderStatus,
@@ -209,15 +210,22 @@ class AlpacaAccount:
         keep: float = 0.0,  # seconds that an answer may be used again
     ):
         self.line, self.names, self.memory = line, dict[str, str | None](), Memory(keep)
-        self.listed, self.actions = dict[str, Asset](), list[dict[str, Any]]()
+        self.listed, self.expected, self.verified = dict[str, Asset](), "", False
         self.caps = Capabilities(fractional, True, True, False, client_ids=True, extended_hours=False, paper=paper)
 
     def accept(self, number: str) -> None:
         "Raise unless this account may be traded; see `PaperBroker` and `LiveBroker`"
 
+    def expect(self, identity: str) -> None:
+        "From now on, be content with no other account"
+        self.expected, self.verified = identity, False
+
     def account(self) -> Account:
         row = self.memory.get("account", lambda: self.line.read("/account", what="account"))
         self.accept(str(row["account_number"]))
+        if self.expected and fingerprint(str(row["account_number"])) != self.expected:
+            raise InputError("alpaca: the keys open another account than this book was kept for; write a new name to [broker] account")
+        self.verified = True
         blocked = any(row.get(name) for name in ("trading_blocked", "account_blocked", "trade_suspended_by_user"))
         cash, power = decimal(row["cash"], "cash"), decimal(row["buying_power"], "buying_power")
         settled = decimal(row.get("non_marginable_buying_power") or cash, "non_marginable_buying_power")
@@ -261,6 +269,8 @@ class AlpacaOrders(AlpacaAccount):
             raise Rejected(RejectReason.OTHER, sentence)
         if intent.order_type is OrderType.MARKET and session_of(self.line.clock()) is None:
             raise Rejected(RejectReason.CLOSED, f"{intent.symbol}: the market is closed")
+        if not self.verified:
+            self.account()
         self.memory.forget()
         tif = "gtc" if intent.order_type is OrderType.STOP else "day"
         return self.seen(self.line.write("/orders", order_body(intent, tif), f"order {intent.client_id}"))
@@ -309,9 +319,16 @@ LATE = timedelta(days=4)  # how long after its date a fee may appear in the jour
 class AlpacaBroker(AlpacaOrders):
     "Alpaca behind the door that all brokers share"
 
+    looking: list[str] | None = None  # ids of the journal's rows when the present look began; None: no look is under way
+
     def fills(self, since: datetime) -> list[Fill]:
-        self.memory.forget()
-        journal = self.memory.get(f"journal {stamp(since)}", lambda: self.journal(since))
+        journal = self.journal(since)
+        ids, read = [str(row["id"]) for row in journal], {"account", "positions"} <= self.memory.answers.keys()
+        ends = self.looking == ids and read
+        if not ends:
+            self.memory.forget()
+        self.looking = None if ends else ids
+        self.memory.get(f"journal {stamp(since)}", lambda: journal)
         rows = [row for row in journal if row["activity_type"] == "FILL" and moment(row["transaction_time"]) >= since]
         unknown = sorted({str(row["order_id"]) for row in rows} - self.names.keys())
         if len(unknown) > 1:
@@ -394,7 +411,7 @@ def live_broker(line: Line, named: str, fractional: bool = False, keep: float = 
     return broker
 
 # %% ../nbs/11a_alpaca_broker.ipynb #5c1a1105
-KEEP = 5.0  # seconds: an answer may serve one cycle's questions that come right after each other
+KEEP = 60.0  # seconds: what a look has read serves the questions of its cycle
 
 
 def open_alpaca(
@@ -404,7 +421,7 @@ def open_alpaca(
     "Alpaca as the settings want it: paper, unless three things agree"
     line, fractional, named = line_of(settings, clock=clock), settings.risk.fractional, settings.secrets.live_account
     if settings.broker.mode == "paper":
-        return paper_broker(line, fractional, KEEP)
+        return PaperBroker(line, fractional, KEEP)
     if named is None:
         raise SettingsError("ALPHA_TRADER_LIVE: found nothing, needed in the environment of the process: the number of the live account, because [broker] mode = live")
     return live_broker(line, named.get_secret_value(), fractional, KEEP)

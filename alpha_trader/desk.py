@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['REAL', 'LEASE', 'account_in_use', 'use_fresh', 'last_traded', 'sessions_to_trade', 'next_decision', 'session_named',
-           'checked_session', 'check_has_bars', 'open_kis', 'open_broker', 'ahead_of', 'clock_of', 'copied',
-           'BehindGlass', 'Place', 'rehearsal', 'workplace', 'champion', 'standing', 'serving', 'champion_expires',
-           'open_book', 'desk_at', 'open_desk']
+           'checked_session', 'check_has_bars', 'open_kis', 'open_broker', 'ahead_of', 'clock_of', 'with_opening',
+           'tape_for', 'copied', 'BehindGlass', 'Place', 'rehearsal', 'workplace', 'champion', 'standing', 'serving',
+           'champion_expires', 'open_book', 'desk_at', 'open_desk']
 
 # %% ../nbs/12e_desk.ipynb #ea0063ca
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -21,6 +21,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from sqlalchemy import Engine, func, select
 
 # %% ../nbs/12e_desk.ipynb #6dc00fb9
@@ -34,8 +36,8 @@ from .domain import Account, InputError, RunError
 from .fills import cost_rules
 from .models import Ensemble
 from .registry import ModelCard, check_serves, load_model, read_meta
-from .research import load_bars
-from .sessions import is_session, next_session, previous_session, session_open, sessions_between
+from .research import load_bars, open_source
+from .sessions import is_session, next_session, open_index, previous_session, session_open, sessions_between
 from .settings import BROKERS, Settings, load_settings, override
 from .simulated import SimBroker
 from alpha_trader.store import (
@@ -180,6 +182,25 @@ def clock_of(settings: Settings) -> Callable[[], datetime]:  # answers aware UTC
         return machine_time
     return partial(ahead_of, machine_time, REAL[settings.broker.name](settings, machine_time).clock().now - machine_time())
 
+# %% ../nbs/12e_desk.ipynb #5c1a1211
+def with_opening(tape: Panel, session: date, splits: Mapping[str, float]) -> Panel:
+    "The tape, and a row for the opening of `session` if something is split there"
+    if not splits or tape.sessions[-1] >= np.datetime64(session):
+        return tape
+    width = len(tape.symbols)
+    values = np.concatenate([tape.values, np.full((len(tape.values), 1, width), np.nan)], axis=1)
+    opening = np.array([[splits.get(symbol, 1.0) for symbol in tape.symbols]])
+    index = pd.DatetimeIndex(tape.index.append(open_index([session])))
+    ratios, paid = np.concatenate([tape.splits, opening]), np.concatenate([tape.dividends, np.zeros((1, width))])
+    return Panel(index, tape.symbols, values, ratios, paid, tape.source, tape.feed)
+
+
+def tape_for(settings: Settings, session: date) -> Panel:
+    "The kept bars, and today's splits where they are not in them"
+    tape = load_bars(settings)
+    ask = getattr(open_source(settings), "splits_at", None)
+    return tape if settings.data.replays or ask is None else with_opening(tape, session, ask(tape.symbols, session))
+
 # %% ../nbs/12e_desk.ipynb #d873e450
 def copied(path: Path, folder: Path) -> None:
     "Copy an SQLite file that others may be writing"
@@ -283,13 +304,17 @@ def open_book(
     if settings.broker.name == "sim":
         open_account(engine, account, "sim", "sim", settings.broker.capital, moment)
         return
+    with reading(engine) as db:
+        known, expect = get_state(db, account, "identity"), getattr(broker, "expect", None)
+    if known and expect:
+        expect(known)
+        return
     state: Account = broker.account()
     open_account(engine, account, settings.broker.name, settings.broker.environment, state.equity, moment)
     with writing(engine) as db:
-        known = get_state(db, account, "identity")
-        if known is None:
-            set_state(db, account, "identity", state.account_id, moment)
-    if known not in (None, state.account_id):
+        known = get_state(db, account, "identity") or state.account_id
+        set_state(db, account, "identity", known, moment)
+    if known != state.account_id:
         raise InputError(f"book {account} belongs to another account at {settings.broker.name}; write a new name to [broker] account")
 
 # %% ../nbs/12e_desk.ipynb #376e0679
@@ -306,7 +331,7 @@ def desk_at(
     clock: Callable[[], datetime],
 ) -> Desk:
     "A desk at a moment of a session"
-    tape, engine = load_bars(settings), place.engine
+    tape, engine = tape_for(settings, session), place.engine
     broker = open_broker(settings, account, tape, moment, place.books, clock)
     open_book(settings, engine, broker, account, moment)
     fence = acquire_lease(engine, account, f"run {run_id}", *this_process(), datetime.now(UTC), LEASE)

@@ -1,4 +1,4 @@
-"""`alpha-trader start` at Alpaca, in a real process, with the real client over real HTTP, judged by Alpaca's specification
+"""`alpha-trader start` at Alpaca in a real process: the real client over real HTTP, judged by Alpaca's specification
 
 The server stands in this process, so the tests move the exchange's clock and look into its books; the program in the
 other process knows only an address, a key and the broker's clock.

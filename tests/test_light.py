@@ -25,9 +25,8 @@ DOORS = {  # function → why it may read the clock on the wall or the environme
     "by_revision": "a child of another revision gets the few variables that any process needs",
     "utc_now": "the command line's clock",
     "wall": "processes of one search know by it who is alive, and when the hours are over",
-    "open_workspace": "the clock of a run, or of a person who runs the notebook by hand",
     "RateLimit": "a default that a test replaces: processes that share a limit share no other clock",
-    "machine_time": "a line to a broker measures its waits, and a person who trades now means now",
+    "machine_time": "a line to a broker measures its waits, and a person who works by hand means now",
     "desk_at": "a lease is measured by the clock on the wall, also where a replay's stands still",
 }
 NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
