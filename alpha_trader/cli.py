@@ -19,7 +19,7 @@ from .settings import SettingsError
 COMMANDS = (
     daily.start, daily.plan, daily.signal, daily.bars, daily.price, daily.positions, daily.orders, daily.runs,
     daily.models, daily.judge, daily.promote, daily.rollback, daily.status, studies.backtest, studies.sweep,
-    studies.evidence, studies.parity, studies.diff, studies.tune, daily.halt, daily.resume, daily.close,
+    studies.evidence, studies.parity, studies.diff, studies.tune, daily.doctor, daily.halt, daily.resume, daily.close,
 )  # fmt: skip
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,

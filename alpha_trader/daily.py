@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Why', 'run', 'rate', 'performance_line', 'account_lines', 'summary_text', 'reports_of', 'closing_lines', 'start',
            'plan', 'signal', 'bars', 'price', 'positions', 'orders', 'runs', 'models', 'promote', 'rollback', 'judge',
-           'status', 'halt', 'resume', 'close']
+           'status', 'doctor', 'halt', 'resume', 'close']
 
 # %% ../nbs/19a_daily.ipynb #f71ab479
 from collections.abc import Callable, Mapping, Sequence
@@ -254,6 +254,16 @@ def status(json_: Json = False) -> None:
     workspace = Workspace()
     facts = state_facts(workspace.settings, workspace.engine, workspace.account)
     show_facts(facts | {"next_slot": next_slot(workspace.settings, workspace.now())}, json_)
+
+# %% ../nbs/19a_daily.ipynb #5c1a1901
+def doctor(json_: Json = False) -> None:
+    "Check keys, account, clock, data, limits, store and disk; exit code 1 if something is wrong."
+    from alpha_trader.doctor import diagnosis, examine
+
+    found = diagnosis(checks := examine(Workspace().settings))
+    typer.echo(to_json(found) if json_ else "\n".join(check.line for check in checks))
+    if found["status"] != "ok":
+        raise typer.Exit(1)
 
 # %% ../nbs/19a_daily.ipynb #cd2e81aa
 def halt(
