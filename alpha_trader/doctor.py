@@ -7,7 +7,7 @@ __all__ = ['REMEDIES', 'ALPACA_NAMES', 'KIS_NAMES', 'KIS_PAPER_NAMES', 'LEAST', 
            'mode_check', 'account_check', 'clock_check', 'symbols_check', 'data_check', 'bars_check', 'rate_check',
            'store_check', 'disk_check', 'broker_checks', 'examine', 'diagnosis']
 
-# %% ../nbs/17a_doctor.ipynb #b6004492
+# %% ../nbs/17a_doctor.ipynb #56c675f1
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from typing import Any, Literal
 from .alpaca_line import CALLS, limit_of
 from .bars import BarSource, named, universe
 from .broker import Broker
-from .desk import REAL, account_in_use
+from .desk import REAL, account_in_use, clock_of
 from .domain import AlphaTraderError, AuthFailed, DataError, NotSent, RateLimited, usd_text
 from .research import data_now, kept_symbols, open_source
 from .sessions import last_completed_session, previous_session
@@ -28,7 +28,7 @@ from .settings import BROKERS, SECRET_NAMES, Settings, SettingsError
 from .store import halted, open_store
 from .transport import machine_time
 
-# %% ../nbs/17a_doctor.ipynb #d7cf836d
+# %% ../nbs/17a_doctor.ipynb #ed7f2e06
 @dataclass(frozen=True)
 class Check:
     "One thing that was looked at"
@@ -64,7 +64,7 @@ def look_at(
         return Check(name, "wrong", str(error), remedy)
     return found if isinstance(found, Check) else Check(name, "ok", found)
 
-# %% ../nbs/17a_doctor.ipynb #cae6c8b5
+# %% ../nbs/17a_doctor.ipynb #b516d597
 ALPACA_NAMES = ("ALPACA_API_KEY", "ALPACA_API_SECRET")
 KIS_NAMES = ("KIS_APP_KEY", "KIS_APP_SECRET", "KIS_HTS_ID", "KIS_ACCOUNT_NUMBER")
 KIS_PAPER_NAMES = ("KIS_PAPER_APP_KEY", "KIS_PAPER_APP_SECRET")
@@ -85,7 +85,7 @@ def keys_check(settings: Settings) -> str | Check:
         return Check("keys", "wrong", f"missing: {', '.join(missing)}", "write them into .env, as in .env.example")
     return ", ".join(names) or "none needed"
 
-# %% ../nbs/17a_doctor.ipynb #e010de0b
+# %% ../nbs/17a_doctor.ipynb #b6e4d172
 def mode_check(settings: Settings) -> str | Check:
     "What would be traded, and whether the agreements for live trading are there"
     broker, named_account = settings.broker, settings.secrets.live_account
@@ -94,7 +94,7 @@ def mode_check(settings: Settings) -> str | Check:
     also = "; ALPHA_TRADER_LIVE is set, which changes nothing while mode = paper" if broker.mode == "paper" and named_account else ""
     return f"{broker.name}, {broker.mode}, bars from {settings.data.source}{also}"
 
-# %% ../nbs/17a_doctor.ipynb #ee086549
+# %% ../nbs/17a_doctor.ipynb #9ceba8bf
 def account_check(broker: Broker) -> str | Check:
     "May the account trade?"
     state = broker.account()
@@ -119,7 +119,7 @@ def clock_check(
         return Check("clock", "wrong", f"the computer is {off:+,.0f} seconds off the broker's clock", remedy)
     return f"{off:+,.1f} seconds off the broker's; the market is {state}"
 
-# %% ../nbs/17a_doctor.ipynb #9ab54500
+# %% ../nbs/17a_doctor.ipynb #52d7e66f
 def symbols_check(broker: Broker, symbols: Sequence[str]) -> str | Check:
     "Can the watchlist be traded?"
     found = broker.assets(symbols)
@@ -148,7 +148,7 @@ def bars_check(settings: Settings) -> str:
         return "nothing is on disk yet: alpha-trader start fetches it"
     return f"{len(symbols)} symbols in {folder.relative_to(settings.root)}"
 
-# %% ../nbs/17a_doctor.ipynb #64166c10
+# %% ../nbs/17a_doctor.ipynb #819fa9cd
 def rate_check(settings: Settings) -> str | Check:
     "Is there room for a cycle's requests?"
     used = limit_of(settings).used()
@@ -180,7 +180,7 @@ def disk_check(root: Path) -> str | Check:
         return Check("disk", "wrong", f"{root} cannot be written", "give yourself the right to write there")
     return f"{free / 1e9:,.0f} GB free"
 
-# %% ../nbs/17a_doctor.ipynb #acfa3861
+# %% ../nbs/17a_doctor.ipynb #4122cafc
 def broker_checks(settings: Settings, symbols: Sequence[str], clock: Callable[[], datetime]) -> list[Check]:
     "What a real broker says"
     opened: list[Broker] = []
@@ -209,7 +209,8 @@ def examine(
     if settings.broker.name in BROKERS and keyed:
         checks += broker_checks(settings, source.symbols(), clock)
     if settings.data.source not in BROKERS or keyed:
-        checks.append(look_at("data", lambda: data_check(settings, source, clock())))
+        times = clock_of if settings.data.clock == "broker" else lambda _: clock
+        checks.append(look_at("data", lambda: data_check(settings, source, times(settings)())))
     checks.append(look_at("bars", lambda: bars_check(settings)))
     if keyed and "alpaca" in (settings.broker.name, settings.data.source):
         checks.append(look_at("rate limit", lambda: rate_check(settings)))

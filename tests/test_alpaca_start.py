@@ -4,7 +4,8 @@ The server stands in this process, so the tests move the exchange's clock and lo
 other process knows only an address, a key and the broker's clock.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -16,17 +17,20 @@ from servers.alpaca import KEY, SECRET, Alpaca
 from servers.exchange import Exchange
 from servers.record import Recorder
 
+from alpha_trader.alpaca_broker import LiveBroker, PaperBroker, open_alpaca
+from alpha_trader.domain import AlphaTraderError, AuthFailed, OrderIntent, Purpose, Side
 from alpha_trader.samples import synthetic_panel
 from alpha_trader.sessions import session_close, session_open
+from alpha_trader.settings import LIVE_HOST, PAPER_HOST, load_settings
 
 CAPITAL = Decimal(100_000)
-TAPE = synthetic_panel(6, 560, seed=3, start=date(2022, 1, 3))
+TAPE = synthetic_panel(6, 300, seed=3, start=date(2023, 1, 3))
 DAYS = [day.item() for day in TAPE.sessions]
-FIRST = DAYS[540]  # the session that is traded first
+FIRST = DAYS[280]  # the session that is traded first
 SETTINGS: dict[str, object] = {
     "data.source": "alpaca",
     "data.clock": "broker",
-    "data.since": "2022-01-03",
+    "data.since": "2023-01-03",
     "broker.name": "alpaca",
     "label.horizon": 2,
     "model.min_train": 200,
@@ -54,9 +58,9 @@ class Place:
         self.service.exchange.to(moment)
 
 
-def configure(root: Path, url: str, **changes: object) -> None:
+def configure(root: Path, url: str, symbols: Sequence[str] = TAPE.symbols, **changes: object) -> None:
     "Point a workspace at a server, with its keys in .env"
-    watchlist = ", ".join(TAPE.symbols)
+    watchlist = ", ".join(symbols)
     text = (root / "settings.ini").read_text()
     start, end = text.index("watchlist ="), text.index("# what results are compared with")
     (root / "settings.ini").write_text(text[:start] + f"watchlist = {watchlist}\n" + text[end:])
@@ -105,7 +109,7 @@ def test_the_whole_way(place: Place) -> None:
     place.service.charge(FIRST, Decimal("0.01"))
     evening = place.say("start")
     assert evening.code == 0 and "daily_report" in evening.out, evening
-    following = DAYS[541]
+    following = DAYS[281]
     place.to(session_open(following) + timedelta(minutes=2))
     second = place.say("start")
     assert second.code == 0 and f"trade         {following} decision" in second.out, second
@@ -115,3 +119,120 @@ def test_the_whole_way(place: Place) -> None:
     held = {row["symbol"]: row["quantity"] // 10**9 for row in rows["positions"] if row["quantity"]}
     assert held == {symbol: int(shares) for symbol, shares in exchange.shares.items()}
     assert place.record.judge() > 50
+
+
+# --- the doctor
+
+
+def wrong(answer: Answer) -> dict[str, str]:
+    "What the doctor found wrong, by name"
+    assert answer.code in (0, 1) and "Traceback" not in answer.err, answer
+    found = answer.json()
+    assert (found["status"] == "ok") == (answer.code == 0)
+    return {check["name"]: check["found"] for check in found["checks"] if check["state"] == "wrong"}
+
+
+def test_the_doctor(place: Place) -> None:
+    "A healthy account is healthy; each illness is one line with its remedy and exit code 1; nothing is ordered"
+    healthy, names = place.say("doctor"), ["mode", "keys", "account", "clock", "symbols", "data", "bars"]
+    assert healthy.code == 0, healthy
+    assert [line.split()[:2] for line in healthy.out.splitlines()[:7]] == [["ok", name] for name in names]
+    assert place.service.account_number not in healthy.out and KEY not in healthy.out
+    edit_settings(place.root, {"data.clock": "wall"})
+    text = (place.root / "settings.ini").read_text()
+    (place.root / "settings.ini").write_text(text.replace("watchlist = SYNA", "watchlist = NOPE, SYNA"))
+    found = wrong(place.say("doctor", "--json"))
+    assert set(found) == {"clock", "symbols", "data"} and "NOPE" in found["symbols"]
+    assert place.record.judge() > 8 and not place.service.exchange.orders
+
+
+def test_wrong_keys_and_no_server_are_one_line(place: Place) -> None:
+    "401 and a server that is down: one line that says what to do, in `start` and at the doctor's"
+    env = (place.root / ".env").read_text()
+    (place.root / ".env").write_text(env.replace(SECRET, "x" * 40))
+    said = place.say("start")
+    assert said.code == 1 and said.err.count("\n") == 1, said
+    assert "check ALPACA_API_KEY and ALPACA_API_SECRET" in said.err and "x" * 40 not in said.err
+    assert set(wrong(place.say("doctor", "--json"))) >= {"account", "data"}
+    (place.root / ".env").write_text("")
+    said = place.say("start")
+    assert (said.code, said.err.count("\n")) == (2, 1), said
+    assert "ALPACA_API_KEY and ALPACA_API_SECRET: found nothing" in said.err
+    assert set(wrong(place.say("doctor", "--json"))) == {"keys"}
+    (place.root / ".env").write_text(env)
+    place.service.wire.close()
+    said = place.say("start")
+    assert (said.code, said.err.count("\n")) == (1, 1), said
+    assert "no connection" in said.err and place.service.url in said.err
+
+
+# --- paper and live
+
+
+@pytest.mark.parametrize(
+    ("mode", "number", "live", "words"),
+    [
+        ("paper", "123456789", "", "open a live account, but [broker] mode is paper"),
+        ("live", "PA3TESTACCT1", "PA3TESTACCT1", "open a paper account, but [broker] mode is live"),
+        ("live", "123456789", "", "ALPHA_TRADER_LIVE: found nothing"),
+        ("live", "123456789", "987654321", "another account than ALPHA_TRADER_LIVE names"),
+    ],
+)
+def test_two_of_three_are_not_enough(workspace: Path, mode: str, number: str, live: str, words: str) -> None:
+    "Without the third agreement nothing is bought and nothing is sold, and the account's number is nowhere"
+    exchange = Exchange(TAPE, session_open(FIRST) + timedelta(minutes=1), CAPITAL)
+    service = Alpaca(exchange, CAPITAL, account_number=number)
+    configure(workspace, service.url, **{"broker.mode": mode})
+    settings = load_settings(workspace, {"ALPHA_TRADER_LIVE": live} if live else {})
+    with pytest.raises(AlphaTraderError, match=re.escape(words)) as refused:
+        broker = open_alpaca(settings, lambda: exchange.now)
+        broker.submit(OrderIntent("a", "s", FIRST, "SYNA", Side.BUY, Purpose.ENTRY, Decimal(1), env=mode))
+    assert number not in str(refused.value)
+    assert not exchange.orders and not [request for request in service.wire.log if request.method == "POST"]
+    service.wire.close()
+
+
+def test_three_that_agree(workspace: Path) -> None:
+    "Mode in the file, account in the environment, account at the broker: a live broker, and not a paper one"
+    exchange = Exchange(TAPE, session_open(FIRST) + timedelta(minutes=1), CAPITAL)
+    service = Alpaca(exchange, CAPITAL, account_number="123456789")
+    configure(workspace, service.url, **{"broker.mode": "live"})
+    broker = open_alpaca(load_settings(workspace, {"ALPHA_TRADER_LIVE": "123456789"}), lambda: exchange.now)
+    assert type(broker) is LiveBroker and not isinstance(broker, PaperBroker) and not broker.caps.paper
+    assert "123456789" not in repr(broker.account())
+    service.account_number = "555555555"
+    with pytest.raises(AuthFailed):
+        LiveBroker(broker.line, "123456789").account()
+    service.wire.close()
+
+
+@pytest.mark.parametrize(("mode", "host"), [("paper", LIVE_HOST), ("live", PAPER_HOST)])
+def test_a_host_of_the_other_world(workspace: Path, mode: str, host: str) -> None:
+    "Refused while the settings are read, before any key is sent anywhere"
+    configure(workspace, host, **{"broker.mode": mode, "alpaca.data_url": ""})
+    said = alpha_trader(workspace, "doctor")
+    assert (said.code, said.err.count("\n")) == (2, 1), said
+    assert "[alpaca] trading_url" in said.err and f"mode = {mode}" in said.err
+
+
+# --- how many requests a cycle needs
+
+
+def test_a_cycle_of_seven_orders_asks_twenty_times_at_most(workspace: Path) -> None:
+    "32 symbols, seven purchases: counted at the server, from the opening of the desk to the end of the run"
+    tape = synthetic_panel(32, 300, seed=5, start=date(2023, 1, 3))
+    exchange = Exchange(tape, session_open(FIRST) + timedelta(minutes=1), CAPITAL)
+    service = Alpaca(exchange, CAPITAL)
+    configure(workspace, service.url, tape.symbols, **{"signals.confidence": 0.0001})
+    place = Place(workspace, service, Recorder(service.wire))
+    work = [place.say("run", name) for name in ("ingest", "train")]
+    assert [answer.code for answer in work] == [0, 0], work
+    before = len(place.record.pairs)
+    traded = place.say("run", "trade", "--as-of", str(FIRST))
+    assert traded.code == 0, traded
+    asked = [f"{request.method} {request.path}" for request, _ in place.record.pairs[before:]]
+    assert asked.count("POST /v2/orders") == len(exchange.orders) == 7
+    asked.remove("GET /v2/clock")  # `clock = broker`, which no person needs
+    assert len(asked) <= 20, asked
+    assert place.record.judge() > 20
+    service.wire.close()
