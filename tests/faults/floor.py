@@ -124,16 +124,20 @@ class Doomed(Guard):
         return response
 
 
-def watch_commits(engine: Engine, doom: Callable[[str], None]) -> None:
-    "Count both sides of every commit of this engine"
-    real = engine.dialect.do_commit
+class Book:
+    "The store of a life; one engine for all its processes, because compiling the same SQL again takes most of their time"
 
-    def do_commit(connection: Any) -> None:
-        doom("before commit")
-        real(connection)
-        doom("after commit")
+    def __init__(self, path: Path):
+        self.engine = connect(f"sqlite:///{path}/store.db")
+        self.doom: Callable[[str], None] = lambda what: None
+        real = self.engine.dialect.do_commit
 
-    engine.dialect.do_commit = do_commit  # type: ignore[method-assign]
+        def do_commit(connection: Any) -> None:
+            self.doom("before commit")
+            real(connection)
+            self.doom("after commit")
+
+        self.engine.dialect.do_commit = do_commit  # type: ignore[method-assign]
 
 
 # ------------------------------------------------------------------------------------------------ a trader
@@ -150,10 +154,11 @@ class Trader:
         sleep: Callable[[float], None],
         judge: Judge | None,
         doom: Callable[[str], None] = lambda what: None,
+        book: Book | None = None,
     ):
         self.path, self.clock, self.sleep = path, clock, sleep
-        self.engine = connect(f"sqlite:///{path}/store.db")
-        watch_commits(self.engine, doom)
+        self.book = book or Book(path)
+        self.book.doom, self.engine = doom, self.book.engine
         limit = RateLimit(path / "limit.db", 180, 60.0, lambda: clock().timestamp(), sleep)
         self.line = trading_line(KEY, SECRET, url, limit.wait, clock, sleep)
         guard = self.line.client._session.get_adapter(url)
@@ -241,7 +246,7 @@ class Floor:
     "The exchange and its door, and whoever trades there now"
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.path, self.book = folder, folder / "life", Book(folder / "life")
         self.service = Alpaca(Exchange(TAPE, opening(DAYS[FIRST]), CAPITAL), CAPITAL)
         self.url, self.wire = self.service.url, self.service.wire
         self.control = Wire(self.command)
@@ -253,7 +258,7 @@ class Floor:
     def reset(self) -> None:
         "A new exchange and a new store"
         self.count()
-        self.path = self.folder / "life"
+        self.book.engine.dispose()
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir()
         shutil.copy(self.blank, self.path / "store.db")
@@ -291,7 +296,7 @@ class Floor:
         return Reply(body=self.clock().isoformat())
 
     def trader(self, doom: Callable[[str], None] = lambda what: None) -> Trader:
-        return Trader(self.path, self.url, self.clock, self.sleep, self.judge, doom)
+        return Trader(self.path, self.url, self.clock, self.sleep, self.judge, doom, self.book)
 
     @contextmanager
     def trading(self) -> Iterator[Trader]:
@@ -334,12 +339,10 @@ def sale(symbol: str = "ACME", quantity: int = 10, day: int = FIRST, **more: Any
 # ------------------------------------------------------------------------------------------------ what must hold
 
 
-def at_any_moment(floor: Floor, path: Path | None = None) -> None:
+def at_any_moment(floor: Floor) -> None:
     "I1, I2, I5, I7, I8, I9, I10: true between any two steps, whatever is under way; nobody is asked"
-    engine = connect(f"sqlite:///{path or floor.path}/store.db")
-    with reading(engine) as db:
+    with reading(floor.book.engine) as db:
         intents = {row.client_id: row for row in db.scalars(select(IntentRow))}
-    engine.dispose()
     ours = floor.ours()
     names = Counter(order.client_id for order in ours)
     assert max(names.values(), default=1) == 1, f"I1: {names}"
@@ -367,8 +370,9 @@ def at_any_moment(floor: Floor, path: Path | None = None) -> None:
     assert max(stops.values(), default=1) == 1, f"two stops: {stops}"
     assert all(quantity >= 0 for quantity in floor.exchange.shares.values()), "oversold"
     assert all("-paper-" in name for name in names), "I8"
+    assert not floor.judge.wrong, f"I10: {floor.judge.wrong}"
     assert floor.service.most <= 200, f"I9: {floor.service.most} requests within a minute"
-    for file in (path or floor.path).glob("store.db*"):
+    for file in floor.path.glob("store.db*"):
         assert not any(secret.encode() in file.read_bytes() for secret in (KEY, SECRET, ACCOUNT)), "I7"
 
 
