@@ -20,7 +20,7 @@ from servers.alpaca import ACCOUNT, KEY, SECRET, Alpaca
 from servers.exchange import Exchange, Order, closing, opening
 from servers.judge import Judge
 from servers.wire import Fault, Reply, Request, Wire
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 
 from alpha_trader.alpaca_broker import AlpacaBroker, paper_broker, trading_line
 from alpha_trader.bars import Panel, bars_frame, panel_of
@@ -224,7 +224,7 @@ def decisions(desk: Desk, wanted: dict[str, int], busy: set[str]) -> list[Decisi
             DecisionRow(
                 run_id=1, account="demo", session=desk.session, symbol=symbol, quantity=Decimal(shares), code=int(code),
                 reason=REASON_TEXT[code], price=None, rank=rank if shares > 0 else -1, target_value=None,
-            )  # fmt: skip
+            )
         )
     return rows
 
@@ -329,11 +329,13 @@ class Floor:
 
 
 def entry(symbol: str = "ACME", quantity: int = 10, day: int = FIRST, **more: Any) -> OrderIntent:
-    return OrderIntent("demo", SETTINGS.model.strategy, DAYS[day], symbol, Side.BUY, Purpose.ENTRY, Decimal(quantity), env="paper", **more)
+    strategy, shares = SETTINGS.model.strategy, Decimal(quantity)
+    return OrderIntent("demo", strategy, DAYS[day], symbol, Side.BUY, Purpose.ENTRY, shares, env="paper", **more)
 
 
 def sale(symbol: str = "ACME", quantity: int = 10, day: int = FIRST, **more: Any) -> OrderIntent:
-    return OrderIntent("demo", SETTINGS.model.strategy, DAYS[day], symbol, Side.SELL, Purpose.EXIT, Decimal(quantity), env="paper", **more)
+    strategy, shares = SETTINGS.model.strategy, Decimal(quantity)
+    return OrderIntent("demo", strategy, DAYS[day], symbol, Side.SELL, Purpose.EXIT, shares, env="paper", **more)
 
 
 # ------------------------------------------------------------------------------------------------ what must hold
@@ -352,7 +354,8 @@ def at_any_moment(floor: Floor) -> None:
         row = intents[order.client_id]
         assert order.quantity == row.quantity or row.status is IntentStatus.CONFLICT, "I1: not what was wished"
         key = row.noun().identity[:-1]
-        if row.purpose is not Purpose.STOP and row.status is not IntentStatus.CONFLICT:  # a stop may be replaced by another after its end
+        # a stop may be replaced by another after its end
+        if row.purpose is not Purpose.STOP and row.status is not IntentStatus.CONFLICT:
             decided[key] = decided.get(key, Decimal(0)) + order.filled + order.left
     for key, shares in decided.items():
         most = max(row.quantity for row in intents.values() if row.noun().identity[:-1] == key)

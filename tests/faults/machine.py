@@ -19,7 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from faults.floor import DAYS, FIRST, MEMORY, SYMBOLS, Book, Death, Doom, Floor, Trader, at_any_moment, in_the_end
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
@@ -29,6 +28,7 @@ from servers.wire import Fault, Reply, Request
 
 from alpha_trader.domain import AlphaTraderError
 from alpha_trader.execution import working
+from faults.floor import DAYS, FIRST, MEMORY, SYMBOLS, Book, Death, Doom, Floor, Trader, at_any_moment, in_the_end
 
 TESTS = Path(__file__).resolve().parents[1]
 FAILED, WRONG = 3, 4  # exit codes of a child: an error that a run may end with; one that it may not
