@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRIOR', 'REFUSED', 'LEAST_OUTCOMES', 'resolved', 'Staircase', 'merge_ties', 'fit_staircase', 'p_correct',
            'break_even', 'typical_moves', 'half_width', 'Home', 'fit_home', 'trust', 'tempered', 'Calibration',
-           'calibrate', 'p_correct_forward', 'wilson', 'reliability', 'calibration_error', 'gated']
+           'calibrate', 'p_correct_forward', 'wilson', 'reliability', 'calibration_error', 'errors_by_chance', 'gated']
 
 # %% ../nbs/07d_calibration.ipynb #865d5c69
 from collections.abc import Sequence
@@ -221,13 +221,14 @@ def p_correct_forward(
     label: np.ndarray,  # float64[T, N]
     folds: Sequence[Fold],  # of the walk-forward that predicted
     horizon: int,  # sessions a label spans
+    prior: float = PRIOR,  # imagined outcomes at the base rate; very many: the base rate alone
 ) -> np.ndarray:  # float64[T, N]; NaN where too little was known
     "Probability of being right, each fold learned from the ones before"
     found = np.full(predicted.shape, np.nan)
     for fold in folds:
         past = slice(0, fold.train_stop)
         if len(resolved(predicted[past], label[past])[0]) >= LEAST_OUTCOMES * horizon:
-            stairs = fit_staircase(predicted[past], label[past], overlap=horizon)
+            stairs = fit_staircase(predicted[past], label[past], horizon, prior)
             test = slice(fold.test_start, fold.test_stop)
             found[test] = p_correct(predicted[test], stairs)
     return found
@@ -267,6 +268,29 @@ def reliability(
 def calibration_error(table: pd.DataFrame) -> float:  # 0 = every promise kept
     "Expected calibration error: the mean distance between promised and kept, weighted by count"
     return float((table["count"] * (table["promised"] - table["kept"]).abs()).sum() / max(table["count"].sum(), 1))
+
+# %% ../nbs/07d_calibration.ipynb #87af5afd
+def errors_by_chance(
+    probability: np.ndarray,  # float64[T, N] of being right
+    predicted: np.ndarray,  # float64[T, N]
+    label: np.ndarray,  # float64[T, N]
+    overlap: int = 1,  # sessions a label spans
+    groups: int = 10,
+    draws: int = 100,
+    seed: int = 0,
+) -> np.ndarray:  # float64[draws] calibration errors; empty with too few sessions
+    "Calibration errors of records that keep every promise, with outcomes as dependent as these"
+    rows = np.flatnonzero((np.isfinite(probability) & np.isfinite(label)).any(axis=1))
+    if len(rows) <= 4 * overlap:
+        return np.empty(0)
+    said, promise = predicted[rows], probability[rows]
+    ranks, rises = pd.DataFrame(label[rows]).rank(pct=True).to_numpy(), np.where(said > 0, promise, 1.0 - promise)
+    errors = []
+    for shift in np.random.default_rng(seed).integers(2 * overlap, len(rows) - 2 * overlap, draws):
+        moved = np.roll(ranks, shift, axis=0)
+        came = np.where(np.isfinite(moved), np.where(moved > 1.0 - rises, 1.0, -1.0), np.nan)
+        errors.append(calibration_error(reliability(promise, said, came, groups, overlap)))
+    return np.array(errors)
 
 # %% ../nbs/07d_calibration.ipynb #74531205
 def gated(

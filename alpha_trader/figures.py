@@ -746,6 +746,6 @@ def decay_figure(
     table: pd.DataFrame,  # one row a horizon: horizon (sessions), rank_ic, t
 ) -> go.Figure:
     "How long does a forecast hold?"
-    figure = canvas("rank IC", ".2f", hovermode="closest", xaxis_title="sessions ahead", xaxis_type="category")
+    figure = canvas("rank IC", ".3f", hovermode="closest", xaxis_title="sessions ahead", xaxis_type="category")
     said = [f"t = {t:.1f}" for t in table["t"]]
     return figure.add_bar(x=table["horizon"].astype(str), y=table["rank_ic"].round(6), text=said, marker_color=OURS, name="rank IC")

@@ -151,7 +151,7 @@ def scores_by_year(
     "Scores of each calendar year"
     years = pd.DatetimeIndex(sessions).year.to_numpy()
     known = np.unique(years[np.isfinite(predicted).any(axis=1)])
-    return scores_by([int(year) for year in known], [(predicted[years == year], label[years == year]) for year in known], horizon)
+    return scores_by([str(year) for year in known], [(predicted[years == year], label[years == year]) for year in known], horizon)
 
 
 def scores_by_symbol(

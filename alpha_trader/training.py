@@ -21,17 +21,17 @@ from sqlalchemy import Engine
 # %% ../nbs/12f_training.ipynb #1d2effd3
 from .backtest import fills_frame, run_backtest
 from .bars import Panel
-from .calibration import reliability
+from .calibration import calibration_error, errors_by_chance, p_correct_forward, reliability
 from .confidence import consensus, scores
 from .cycle import before_the_open
 from .desk import account_in_use, champion, next_decision, session_named
 from .evidence import Criterion, met
 from .features import FeatureSet
 from .labels import forward_return
-from .models import fit_panel, predict_panel
+from .models import fit_panel, predict_panel, usable_folds
 from .registry import ModelCard, card_for, load_model, read_meta, recipe_id, save_model
 from .research import Array, Lesson, Outlook, learned_before, lesson, load_bars, normal_before, out_of_sample, outlook_forward
-from .scores import contributions, group_returns, ic_decay, ic_table, scores_by_symbol, scores_by_year
+from .scores import contributions, group_returns, ic_decay, ic_table, rank_turnover, scores_by_symbol, scores_by_year
 from .settings import Settings
 from .splits import fold_table, trainable_rows, walk_forward
 from .store import ModelRow, champion_of, promote, record_risk, register_model, writing
@@ -172,6 +172,7 @@ class Record:
     label: Array  # [T, N]
     view: Outlook  # each [T, N]
     horizon: int  # sessions a label spans
+    base_rate: Array  # [T, N] probability of being right for who knows only how often symbols rose before
 
     def decay(self) -> pd.DataFrame:  # one row a horizon
         "How long the forecasts hold"
@@ -185,12 +186,33 @@ class Record:
         "What was promised and what was kept"
         return reliability(self.view.p_correct, self.view.predicted, self.label, overlap=self.horizon)
 
+    def facts(self) -> dict[str, float]:
+        "How well promises were kept; how well by the base rate alone; and how it would look if every one had been"
+        table = self.reliability()
+        plain = reliability(self.base_rate, self.view.predicted, self.label, overlap=self.horizon)
+        chance = errors_by_chance(self.view.p_correct, self.view.predicted, self.label, self.horizon)
+        typical, most = (chance.mean(), np.quantile(chance, 0.95)) if len(chance) else (np.nan, np.nan)
+        return {
+            "expected_calibration_error": calibration_error(table),
+            "of_the_base_rate_alone": calibration_error(plain),
+            "of_a_perfect_record": float(typical),
+            "of_19_in_20_perfect_records_at_most": float(most),
+            "highest_p_correct": float(table["promised"].max()) if len(table) else np.nan,
+        }
+
+    def turnover(self) -> float:  # 0 to 1
+        "Share of the best group of symbols that was not in it a session before"
+        return rank_turnover(self.view.predicted, min(5, max(2, len(self.panel.symbols) // 2)))
+
 
 def record_of(settings: Settings) -> Record:
     "The record of the recipe in the settings; quick after a training"
     panel = load_bars(settings)
-    members = out_of_sample(panel, settings, settings.data_dir / "predictions")
-    return Record(panel, lesson(panel, settings).label, outlook_forward(panel, members, settings), settings.label.horizon)
+    view = outlook_forward(panel, out_of_sample(panel, settings, settings.data_dir / "predictions"), settings)
+    study, horizon = lesson(panel, settings), settings.label.horizon
+    folds = usable_folds(study.features, study.label, panel.sessions, settings.question, settings.model)
+    base = p_correct_forward(view.predicted, study.label, folds, horizon, prior=1e12)
+    return Record(panel, study.label, view, horizon, base)
 
 
 def record_tables(record: Record) -> dict[str, pd.DataFrame]:  # by heading
@@ -264,7 +286,7 @@ def training_facts(training: Training) -> dict[str, object]:
         "source": f"{card.source}/{card.feed}",
     }
 
-# %% ../nbs/12f_training.ipynb #c03829b4
+# %% ../nbs/12f_training.ipynb #832d3cad
 def taken_over(
     settings: Settings,
     engine: Engine,

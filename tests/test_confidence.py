@@ -9,14 +9,27 @@ import pandas as pd
 import pytest
 from replay import NOW, SMALL, write_settings
 
-from alpha_trader.calibration import calibration_error, fit_staircase, p_correct, p_correct_forward, reliability
+from alpha_trader.bars import Panel, adjusted
+from alpha_trader.calibration import (
+    calibration_error,
+    errors_by_chance,
+    fit_staircase,
+    p_correct,
+    p_correct_forward,
+    reliability,
+)
+from alpha_trader.causality import first_lookahead
+from alpha_trader.causality import verdict as causality_verdict
 from alpha_trader.confidence import agreement, consensus
 from alpha_trader.evidence import probabilistic_sharpe, tries_of, verdict
-from alpha_trader.models import usable_folds
+from alpha_trader.features import FeatureSet
+from alpha_trader.features import features as features_of
+from alpha_trader.models import usable_folds, walk_forward_said
 from alpha_trader.pipeline import ingest
 from alpha_trader.promotion import gate
 from alpha_trader.research import lesson, load_bars, out_of_sample
-from alpha_trader.settings import Settings
+from alpha_trader.samples import synthetic_panel
+from alpha_trader.settings import LabelSettings, ModelSettings, Settings
 from alpha_trader.splits import walk_forward
 from alpha_trader.statistics import moments
 from alpha_trader.store import open_store
@@ -123,21 +136,69 @@ def test_db_12_cross_validation_was_not_temporal() -> None:
         assert table[: fold.train_stop].max() + 5 < table[fold.test_start : fold.test_stop].min()
 
 
+def old_classifier(x: np.ndarray, way: np.ndarray) -> lightgbm.Booster:
+    "B-06 as it was: 200 trees of three classes that weigh the same, however rare they are"
+    weight = (len(way) / (3.0 * np.bincount(way, minlength=3)))[way]
+    parameters = {
+        "objective": "multiclass", "num_class": 3, "learning_rate": 0.05, "num_leaves": 31, "max_depth": 6, "seed": 42,
+        "bagging_fraction": 0.8, "feature_fraction": 0.8, "verbosity": -1, "num_threads": 1,
+    }  # fmt: skip
+    return lightgbm.train(parameters, lightgbm.Dataset(x, way, weight=weight), 200)
+
+
 def test_db_13_confidence_was_read_off_the_rows_it_learned() -> None:
-    "DB-13: in-sample max(proba) of a balanced classifier on noise is far from what it keeps; ours is of later rows"
+    """DB-13: the old rule (balanced weights, max(proba), trade at 0.6) is sure of noise, in sample and out of it
+
+    Up and down come once in ten each; by decree they weigh as much as the rest. Asked about new rows the old rule sees
+    them half as often again as they come, and where it is sure enough to trade it is hardly ever right. Ours, from the
+    same features and moves, keeps what it promises and never reaches 0.6.
+    """
     rng = np.random.default_rng(13)
-    x, moves = rng.normal(size=(1200, 20)), rng.normal(0.0, 0.02, 1200)
-    way = np.digitize(moves, [-0.01, 0.01])
-    weight = (1.0 / np.bincount(way))[way]
-    parameters = {"objective": "multiclass", "num_class": 3, "verbosity": -1, "num_threads": 1, "seed": 1}
-    model = lightgbm.train(parameters, lightgbm.Dataset(x[:600], way[:600], weight=weight[:600]), 100)
-    promised = np.asarray(model.predict(x[:600])).max(axis=1).mean()
-    kept = (np.asarray(model.predict(x[600:])).argmax(axis=1) == way[600:]).mean()
-    assert promised - kept > 0.3
-    said = np.asarray(model.predict(x[600:])) @ np.array([-0.02, 0.0, 0.02])
-    ours = p_correct(said[300:], fit_staircase(said[:300], moves[600:900]))
-    right = (np.sign(said[300:]) == np.sign(moves[900:])).mean()
-    assert abs(float(np.nanmean(ours)) - right) < 0.08
+    x, moves = rng.normal(size=(4000, 20)).astype(np.float32), rng.normal(0.0, 0.0156, 4000)
+    way, old, new = np.digitize(moves, [-0.02, 0.02]), slice(0, 2000), slice(2000, 4000)
+    rare = (way[new] != 1).mean()
+    assert 0.15 < rare < 0.25
+    model = old_classifier(x[old], way[old])
+    seen, unseen = (np.asarray(model.predict(x[part])) for part in (old, new))
+    assert seen.max(axis=1).mean() > 0.6 and (seen.argmax(axis=1) == way[old]).mean() > 0.9
+    trades = (unseen.max(axis=1) >= 0.6) & (unseen.argmax(axis=1) != 1)
+    promised = unseen[:, [0, 2]].sum(axis=1).mean()
+    assert promised > rare + 0.05, "balanced weights promise moves that do not come"
+    kept = (unseen.argmax(axis=1) == way[new])[trades].mean() if trades.any() else 0.0
+    assert kept < 0.3
+    features, labels = FeatureSet(tuple(f"f{n}" for n in range(20)), x[:, None]), moves[:, None]
+    settings = ModelSettings(members="classifier", seeds="42", min_train=500, threads=1)
+    days = pd.bdate_range("2001-01-02", periods=4000).to_numpy().astype("datetime64[D]")
+    said = walk_forward_said(features, labels, days, LabelSettings(), settings)
+    folds = usable_folds(features, labels, days, LabelSettings(), settings)
+    ours = p_correct_forward(said.returns[0], labels, folds, 1)
+    assert np.nanmax(ours) < 0.6
+    assert calibration_error(reliability(ours, said.returns[0], labels, groups=5)) <= 0.05
+
+
+def test_db_10_todays_report_was_written_to_every_row() -> None:
+    """DB-10: a number known today, written to every historical row, is found by the causality page and teaches nothing
+
+    The old rule is a feature whose value in every session is that of the newest one. It carries the end of the story
+    into its beginning: the same past, told with two ends, gives other features. Ours are the same to the last bit.
+    """
+    def broadcast(panel: Panel) -> np.ndarray:
+        momentum = adjusted(panel)[3][-1] / adjusted(panel)[3][-21] - 1.0
+        return np.tile(momentum, (len(panel.index), 1))
+
+    def as_of(panel: Panel) -> np.ndarray:
+        close = adjusted(panel)[3]
+        return np.vstack([np.full((20, close.shape[1]), np.nan), close[20:] / close[:-20] - 1.0])
+
+    panel = synthetic_panel(symbols=4, sessions=120, seed=10)
+    assert first_lookahead(broadcast, panel) is not None
+    assert "looks ahead" in causality_verdict(broadcast, panel)
+    assert first_lookahead(as_of, panel) is None
+    ends = [panel.cut(slice(0, stop), range(4)) for stop in (100, 120)]
+    old = [broadcast(end)[:100] for end in ends]
+    ours = [features_of(end, ("shipped",), 20).values[:100] for end in ends]
+    assert not np.array_equal(*old) and np.array_equal(*ours, equal_nan=True)
+    np.testing.assert_array_equal(broadcast(panel)[30], broadcast(panel)[-1])
 
 
 def test_known_probabilities_are_found() -> None:
@@ -164,19 +225,20 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 def test_the_sample_is_calibrated(sample: Settings) -> None:
-    """Expected calibration error on the held-out folds of the shipped history, rounds reduced
+    """The held-out folds of the shipped history, rounds reduced: 0.05, or what the base rate alone allows
 
-    Ten groups of some 146 independent outcomes: keeping every promise shows about 0.033 by chance.
-    Measured 0.0500 here and 0.0505 with all rounds, so under 0.02 is beyond chance.
+    Five shares that rose in 43 % of the weeks of 2008 and in 62 % of those of 2009: who promises the share of past rises
+    and nothing else shows 0.051 here, we 0.051, a record that keeps every promise 0.044 (0.061 in one of twenty). With
+    all rounds: 0.060 alone, 0.060 ours (21 November 2026). Of the known probabilities above, and of the planted
+    universes in `test_gate.py`, the bar of 0.05 is asked as it stands.
     """
     record = record_of(sample)
-    table = record.reliability()
-    error, rng, promised = calibration_error(table), np.random.default_rng(1), table["promised"].to_numpy()
-    count = (table["count"] / record.horizon).astype(int).to_numpy()
-    chance = np.mean([np.abs(rng.binomial(count, promised) / count - promised).mean() for _ in range(200)])
-    assert error - chance <= 0.05 and error <= 0.055, f"expected calibration error {error:.4f}, by chance {chance:.4f}"
+    facts = record.facts()
+    assert facts["expected_calibration_error"] <= max(0.05, facts["of_the_base_rate_alone"] + 0.005)
+    assert facts["highest_p_correct"] < 0.65
     certain = np.where(np.isfinite(record.view.p_correct), 0.95, np.nan)  # what DA-3 would have said
-    assert calibration_error(reliability(certain, record.view.predicted, record.label)) > 0.3
+    boast = calibration_error(reliability(certain, record.view.predicted, record.label))
+    assert boast > 0.3 > errors_by_chance(certain, record.view.predicted, record.label, record.horizon).max()
 
 
 def test_backtest_and_page_agree(sample: Settings) -> None:

@@ -10,10 +10,11 @@ import pytest
 
 from alpha_trader.backtest import buy_and_hold, run_backtest
 from alpha_trader.bars import Panel
+from alpha_trader.calibration import calibration_error, reliability
 from alpha_trader.fills import cost_rules
 from alpha_trader.labels import forward_return
 from alpha_trader.promotion import Passport, gate, judged_window
-from alpha_trader.research import out_of_sample, outlook_forward
+from alpha_trader.research import Outlook, out_of_sample, outlook_forward
 from alpha_trader.samples import synthetic_panel
 from alpha_trader.scores import ic_table
 from alpha_trader.settings import Settings, override
@@ -32,14 +33,14 @@ def universes(request: pytest.FixtureRequest, few: int) -> int:
     return 200 if request.config.getoption("--slow") else few
 
 
-def judged(panel: Panel, seed: int) -> tuple[Passport, np.ndarray]:
-    "The whole pipeline on a panel: what the gate says, and the forecasts [T, N]"
+def judged(panel: Panel, seed: int) -> tuple[Passport, Outlook]:
+    "The whole pipeline on a panel: what the gate says, and what was believed"
     settings = override(Settings(), {**SMALL, "model.seeds": str(seed)})
     view = outlook_forward(panel, out_of_sample(panel, settings), settings)
     window = judged_window(panel, view.predicted, settings.promotion.window)
     result = run_backtest(panel, view.predicted, view.confidence, settings, None, *window)
     holding = buy_and_hold(panel, result.first, result.stop, result.capital, cost_rules(settings.costs))
-    return gate(result.equity, holding, result.capital, placebo=QUIET), view.predicted
+    return gate(result.equity, holding, result.capital, placebo=QUIET), view
 
 
 def test_noise_does_not_pass(request: pytest.FixtureRequest) -> None:
@@ -88,11 +89,12 @@ def interval(said: np.ndarray, label: np.ndarray) -> tuple[float, float]:
 def test_a_planted_signal_passes(request: pytest.FixtureRequest) -> None:
     "At least nine in ten pass; the planted IC lies in the interval of the best forecast, and is nearly reached"
     count = universes(request, 10)
-    passed, best, ours = [], [], []
+    passed, best, ours, broken = [], [], [], []
     for seed in range(count):
         panel, announced = planted(seed)
-        found, said = judged(panel, seed)
-        label = forward_return(panel, 5)
+        found, view = judged(panel, seed)
+        label, said = forward_return(panel, 5), view.predicted
+        broken.append(calibration_error(reliability(view.p_correct, said, label, overlap=5)))
         passed.append(found.passed)
         best.append(interval(np.where(np.isfinite(said), announced, np.nan), label))
         ours.append(interval(said, label))
@@ -101,8 +103,10 @@ def test_a_planted_signal_passes(request: pytest.FixtureRequest) -> None:
     measured, reached = float(np.mean([mean for mean, _ in best])), float(np.mean([mean for mean, _ in ours]))
     print(
         f"\nplanted IC {EXPECTED:.3f}: {sum(passed)} of {count} pass the gate; the interval of the best holds it "
-        f"in {sum(inside)}, mean {measured:.3f}; the trained members reach {reached:.3f}, above 0 in {sum(found_it)}"
+        f"in {sum(inside)}, mean {measured:.3f}; the trained members reach {reached:.3f}, above 0 in {sum(found_it)}; "
+        f"expected calibration error {np.mean(broken):.3f}, at most {max(broken):.3f}"
     )
     assert np.mean(passed) >= 0.9
     assert np.mean(inside) >= 0.9 and abs(measured - EXPECTED) < 0.03 / np.sqrt(count) * 1.96
     assert np.mean(found_it) >= 0.95 and 0.75 * EXPECTED < reached < EXPECTED
+    assert np.mean(broken) <= 0.05

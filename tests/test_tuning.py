@@ -21,6 +21,7 @@ from commands import alpha_trader, clean_environment, edit_settings, memory, ref
 from conftest import CHECKOUT
 
 from alpha_trader.bars import Panel
+from alpha_trader.confidence import agreement
 from alpha_trader.domain import DataError, InputError
 from alpha_trader.features import FeatureSet
 from alpha_trader.models import KINDS, Spec, fit_member, training_rows
@@ -506,6 +507,18 @@ def test_the_sharpe_ratio_of_a_forecast_is_that_of_its_backtest(place_of_work: P
     ahead = np.full(opens.shape, np.nan)
     ahead[300:-6] = opens[306:] / opens[301:-5] - 1
     assert sharpe_of(ahead, panel, settings) > sharpe_of(-ahead, panel, settings)
+
+
+def test_a_single_member_is_not_asked_whether_it_agrees(place_of_work: Path) -> None:
+    "A trial is one member: the threshold of agreement, which asks several, neither stops its trades nor moves its score"
+    settings, _ = ready(place_of_work)
+    panel = seen_by_tuning(load_bars(settings), settings.tune.untouched)
+    forecast = np.full(panel.close.shape, np.nan)
+    forecast[300:] = np.random.default_rng(1).normal(0.0, 0.01, (len(panel.index) - 300, 3))
+    strict, loose = (override(settings, {"signals.confidence": text}) for text in ("0.99", "0"))
+    found = sharpe_of(forecast, panel, strict)
+    assert found == sharpe_of(forecast, panel, loose) != 0.0
+    assert np.isnan(agreement(forecast[None])).all(), "the rule of several members would have refused every trade"
 
 
 def test_wrong_wishes_are_one_line_and_write_nothing(place_of_work: Path) -> None:
