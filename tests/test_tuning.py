@@ -510,7 +510,7 @@ def test_the_sharpe_ratio_of_a_forecast_is_that_of_its_backtest(place_of_work: P
 
 
 def test_a_single_member_is_not_asked_whether_it_agrees(place_of_work: Path) -> None:
-    "A trial is one member: the threshold of agreement, which asks several, neither stops its trades nor moves its score"
+    "A trial is one member: the threshold of agreement, which asks several, neither stops nor moves anything"
     settings, _ = ready(place_of_work)
     panel = seen_by_tuning(load_bars(settings), settings.tune.untouched)
     forecast = np.full(panel.close.shape, np.nan)
