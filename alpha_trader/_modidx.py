@@ -521,6 +521,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'alpha_trader.desk.Place': ('desk.html#place', 'alpha_trader/desk.py'),
                                    'alpha_trader.desk.account_in_use': ('desk.html#account_in_use', 'alpha_trader/desk.py'),
                                    'alpha_trader.desk.ahead_of': ('desk.html#ahead_of', 'alpha_trader/desk.py'),
+                                   'alpha_trader.desk.as_judged': ('desk.html#as_judged', 'alpha_trader/desk.py'),
                                    'alpha_trader.desk.champion': ('desk.html#champion', 'alpha_trader/desk.py'),
                                    'alpha_trader.desk.champion_expires': ('desk.html#champion_expires', 'alpha_trader/desk.py'),
                                    'alpha_trader.desk.check_has_bars': ('desk.html#check_has_bars', 'alpha_trader/desk.py'),

@@ -6,7 +6,7 @@
 __all__ = ['REAL', 'LEASE', 'account_in_use', 'use_fresh', 'last_traded', 'sessions_to_trade', 'next_decision', 'session_named',
            'checked_session', 'check_has_bars', 'open_kis', 'open_broker', 'ahead_of', 'clock_of', 'with_opening',
            'tape_for', 'copied', 'BehindGlass', 'Place', 'rehearsal', 'workplace', 'champion', 'standing', 'serving',
-           'champion_expires', 'open_book', 'desk_at', 'open_desk']
+           'as_judged', 'champion_expires', 'open_book', 'desk_at', 'open_desk']
 
 # %% ../nbs/12e_desk.ipynb #ea0063ca
 import sqlite3
@@ -282,6 +282,14 @@ def serving(
     check_serves(card, tape.source, tape.feed, tape.symbols)
     return model, card, standing(engine, row)
 
+# %% ../nbs/12e_desk.ipynb #c1c125f5
+def as_judged(
+    settings: Settings,
+    card: ModelCard | None,  # of the champion
+) -> Settings:
+    "The settings with the features and the label of the model that trades"
+    return settings if card is None else settings.model_copy(update={"features": card.feature, "label": card.label})
+
 # %% ../nbs/12e_desk.ipynb #07aca096
 def champion_expires(
     settings: Settings,
@@ -336,6 +344,7 @@ def desk_at(
     open_book(settings, engine, broker, account, moment)
     fence = acquire_lease(engine, account, f"run {run_id}", *this_process(), datetime.now(UTC), LEASE)
     model, card, standing = serving(settings, engine, tape)
+    settings = as_judged(settings, card)
     sleep = (lambda seconds: None) if settings.data.replays else time.sleep
     seen = broker if run_id is not None or settings.broker.name == "sim" else BehindGlass(broker)
     return Desk(

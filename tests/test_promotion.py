@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from replay import NOW, SMALL, Lab, prepare
+from replay import NOW, SMALL, Lab, prepare, write_settings
 from sqlalchemy import select
 
 from alpha_trader import promotion
@@ -27,12 +27,14 @@ from alpha_trader.store import (
 )
 from alpha_trader.training import train
 
+OPEN_MINDED = {"run.paper_sessions": 3, "signals.confidence": 0.1, "signals.buy": 0.0001}
+
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     "A workspace with one model, and the folder a person stands in"
     monkeypatch.chdir(tmp_path)
-    yield prepare(tmp_path, SMALL | {"run.paper_sessions": 3, "signals.confidence": 0.1, "signals.buy": 0.0001})
+    yield prepare(tmp_path, SMALL | OPEN_MINDED)
 
 
 def opening(lab: Lab, **changes: object) -> tuple[Desk, Observation]:
@@ -118,6 +120,21 @@ def test_promotion_is_explicit_and_kept(lab: Lab) -> None:
         (other.id, "an experiment"),
         (first.id, f"rolled back from {other.id}: it failed"),
     ]
+
+
+def test_what_trades_is_the_recipe_of_the_champion(lab: Lab) -> None:
+    "Changed for the next training, label and features of the settings move no order of the model in use"
+    desk, seen = opening(lab)
+    before = decide(desk, seen).orders
+    assert desk.card is not None and (before.quantity > 0).any()
+    changes = {"label.horizon": 3, "features.names": "return_5d", "risk.max_positions": 2}
+    write_settings(lab.settings.root, SMALL | OPEN_MINDED | changes)
+    desk, seen = opening(lab)
+    assert desk.settings.label == desk.card.label and desk.settings.features == desk.card.feature
+    after = decide(desk, seen).orders
+    assert desk.settings.risk.max_positions == 2 and (after.quantity > 0).sum() <= 2
+    same = after.quantity > 0
+    np.testing.assert_array_equal(after.quantity[same], before.quantity[same])
 
 
 def test_a_damaged_model_is_not_promoted(lab: Lab) -> None:
