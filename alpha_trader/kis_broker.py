@@ -51,7 +51,7 @@ class Accepted(NamedTuple):
     number: str  # ODNO
     time: str  # hhmmss, Seoul
 
-
+# %% ../nbs/11b_kis_broker.ipynb #40a74c3c
 def accepted(reply: Reply, what: str) -> Accepted:
     "What became of an order that was sent"
     output = reply.body.get("output")
@@ -86,7 +86,7 @@ def order_body(intent: OrderIntent, exchange: str, price: Decimal) -> dict[str, 
         "SLL_TYPE": "00" if intent.side is Side.SELL else "", "ORD_SVR_DVSN_CD": "0", "ORD_DVSN": "00",
     }  # fmt: skip
 
-
+# %% ../nbs/11b_kis_broker.ipynb #e5b3bdba
 SERVICES = {  # what a request is called in the two worlds
     "buy": {REAL: "TTTT1002U", PAPER: "VTTT1002U"},
     "sell": {REAL: "TTTT1006U", PAPER: "VTTT1001U"},
@@ -122,7 +122,7 @@ def id_of(number_: str, at: datetime) -> str:
     "Our name for an order of theirs"
     return f"{at.astimezone(NEW_YORK):%Y%m%d}-{number_}"
 
-
+# %% ../nbs/11b_kis_broker.ipynb #b751ead7
 def date_in(broker_id: str) -> date | None:  # New York
     "The day of an order; None: not one of KIS's"
     day, _, rest = broker_id.partition("-")
@@ -139,7 +139,7 @@ def text_of(row: Mapping[str, Any], *names: str) -> str:
     "The first of some fields that says anything"
     return next((text for name in names if (text := str(row.get(name) or "").strip())), "")
 
-
+# %% ../nbs/11b_kis_broker.ipynb #f7caf94a
 def state_of(
     row: Mapping[str, Any],
     follower: str,  # kind of the row that follows it: 02, 01 or ""
@@ -173,7 +173,7 @@ def order_of(row: Mapping[str, Any], status: OrderStatus, at: datetime) -> Broke
         submitted_at=at, updated_at=at, reason=text_of(row, "rjct_rson_name"),
     )  # fmt: skip
 
-
+# %% ../nbs/11b_kis_broker.ipynb #01d4a83f
 def orders_of(
     rows: Iterable[Mapping[str, Any]],  # of everything
     resting: Iterable[Mapping[str, Any]] | None,  # None: there is no such list here
@@ -192,12 +192,12 @@ def orders_of(
     alive = {id_of(text_of(row, "odno"), order_time(row, now)) for row in resting or ()}
     return sorted((derived(name, row, followers, alive, resting is None, now) for name, row in latest.items()), key=oldest)
 
-# %% ../nbs/11b_kis_broker.ipynb #af286352
+# %% ../nbs/11b_kis_broker.ipynb #07254503
 def oldest(order: BrokerOrder) -> tuple[datetime, str]:
     "Sorts orders as they were made"
     return order.submitted_at, order.broker_id
 
-
+# %% ../nbs/11b_kis_broker.ipynb #ec6c8f6f
 def derived(
     name: str, row: Mapping[str, Any], followers: Mapping[str, str],
     alive: set[str],  # names of resting orders
@@ -232,7 +232,7 @@ def next_fill(
     name = f"{order.broker_id}:{order.filled_quantity:f}"
     return Fill(name, order.broker_id, None, order.symbol, order.side, quantity, price, Decimal(0), at)
 
-# %% ../nbs/11b_kis_broker.ipynb #9a3a6208
+# %% ../nbs/11b_kis_broker.ipynb #7df31e5b
 @dataclass(frozen=True)
 class Noted:
     "Fills that were seen, in a file that all processes of the account share"
@@ -260,7 +260,7 @@ class Noted:
             rows = file.execute("SELECT * FROM fills ORDER BY rowid").fetchall()
         return [noted_fill(row) for row in rows if datetime.fromisoformat(row[7]) >= moment]
 
-
+# %% ../nbs/11b_kis_broker.ipynb #f750f80d
 def noted_fill(row: Sequence[str]) -> Fill:
     "A fill as it was noted"
     broker_id, total, symbol, side, quantity, price, at = row[:7]
@@ -274,7 +274,7 @@ class Money(NamedTuple):
     free: Decimal  # USD that could be taken out
     rate: Decimal  # KRW for a dollar, 0 where it is not said
 
-
+# %% ../nbs/11b_kis_broker.ipynb #b3b8de2a
 def money_of(body: Mapping[str, Any]) -> Money:
     "The dollars of a balance"
     rows = [row for row in body.get("output2") or [] if isinstance(row, dict) and text_of(row, "crcy_cd") == "USD"]
@@ -290,7 +290,7 @@ def won_beside(amount: Decimal, rate: Decimal) -> str:
     "Dollars as a Korean owner reads them"
     return f"{amount:,.2f} USD (₩{amount * rate:,.0f})" if rate else f"{amount:,.2f} USD"
 
-# %% ../nbs/11b_kis_broker.ipynb #56fd78ed
+# %% ../nbs/11b_kis_broker.ipynb #8e7276a6
 PARTS = {  # fields of a position: in the balance, in the paper world's list
     REAL: ("pdno", "ccld_qty_smtl1", "ord_psbl_qty1", "avg_unpr3", "ovrs_now_pric1"),
     PAPER: ("ovrs_pdno", "ovrs_cblc_qty", "ord_psbl_qty", "pchs_avg_pric", "now_pric2"),
@@ -523,7 +523,7 @@ class KisBroker(KisOrders):
 class PaperKis(KisBroker):
     "A paper account: no real money"
 
-
+# %% ../nbs/11b_kis_broker.ipynb #1daa298f
 def paper_kis(
     line: Line,
     folder: Path,  # for the memory of fills
@@ -540,7 +540,7 @@ def paper_kis(
 class LiveKis(KisBroker):
     "A live account"
 
-
+# %% ../nbs/11b_kis_broker.ipynb #61ba0752
 def live_kis(
     line: Line,
     folder: Path,

@@ -56,7 +56,7 @@ class Reply(NamedTuple):
         "Whether it worked"
         return self.status < 400 and self.body.get("rt_cd") == "0"
 
-
+# %% ../nbs/04c_kis_data.ipynb #6064388f
 def reply_of(status: int, text: str, tr_cont: str, scrub: Callable[[str], str] = str) -> Reply:
     "An answer, whatever its shape"
     try:
@@ -72,7 +72,7 @@ def reply_of(status: int, text: str, tr_cont: str, scrub: Callable[[str], str] =
 class TokenRefused(AuthFailed):
     "The token is not valid, or not any more: get another one and ask again"
 
-
+# %% ../nbs/04c_kis_data.ipynb #6856ddac
 STALE_TOKEN, TOO_FAST, TOO_SOON = ("EGW00121", "EGW00123"), "EGW00201", "EGW00133"
 WRONG_KEYS = ("EGW00103", "EGW00105", "EGW02004")  # unknown key, wrong secret, a key of the other world
 KEY_ADVICE = "check KIS_APP_KEY and KIS_APP_SECRET, and their KIS_PAPER_ twins: paper and live have different ones"
@@ -106,7 +106,7 @@ class Token:
     value: str = field(repr=False)
     until: datetime  # UTC
 
-
+# %% ../nbs/04c_kis_data.ipynb #de020f65
 def token_of(
     body: Mapping[str, Any],
     ahead: timedelta = timedelta(0),  # how far KIS's clock is ahead of ours
@@ -128,7 +128,7 @@ def write_token(path: Path, token: Token) -> None:
         json.dump({"token": token.value, "until": token.until.isoformat()}, file)
     os.replace(name, path)
 
-
+# %% ../nbs/04c_kis_data.ipynb #7af5dd5a
 def read_token(path: Path, now: datetime) -> Token | None:
     "The token of a file, if it is ours, in order, and good for a while"
     try:
@@ -154,7 +154,7 @@ class Keys:
         "A short fingerprint, fit for the name of a file"
         return blake2b(self.key.encode()).hexdigest()[:8]
 
-
+# %% ../nbs/04c_kis_data.ipynb #252a7a3b
 def check_keys(real: Keys, paper: Keys | None, account: str) -> None:
     "Refuse what KIS would refuse, without repeating any of it"
     for name, keys in (("KIS_", real), ("KIS_PAPER_", paper)):
@@ -456,7 +456,7 @@ def number(
         raise ProtocolError(f"kis: {name} is {row.get(name)!r}, a number was expected")
     return found
 
-
+# %% ../nbs/04c_kis_data.ipynb #3cbaf42a
 def their_name(symbol: str) -> str:
     "A symbol as KIS writes it"
     return symbol.replace(".", "/")
@@ -484,7 +484,7 @@ def tick_at(price: Decimal) -> Decimal:  # USD
     "The smallest step at a price"
     return Decimal("0.01") if price >= 1 else Decimal("0.0001")
 
-
+# %% ../nbs/04c_kis_data.ipynb #b4a518bd
 def quote_of(symbol: str, exchange: str, row: Mapping[str, Any]) -> Quote | None:
     "A quote of theirs; None: not listed there"
     last = number(row, "last", blank=Decimal(0))
@@ -517,7 +517,7 @@ def day_of(row: Mapping[str, Any]) -> date | None:
     text = str(row.get("xymd") or "").strip()
     return datetime.strptime(text, "%Y%m%d").date() if text else None
 
-
+# %% ../nbs/04c_kis_data.ipynb #83e0095b
 def walk_days(
     page: Callable[[date], list[dict[str, Any]]],  # rows up to a date, newest first
     start: date,  # first session wanted
@@ -548,7 +548,7 @@ def event_of(
         return simple, 0.0
     return 1.0, before * (1 - 1 / step) if step > 1 else 0.0
 
-
+# %% ../nbs/04c_kis_data.ipynb #8b982df5
 def events_between(
     raw: np.ndarray,  # float64[T] USD per share, as printed
     adjusted: np.ndarray,  # float64[T] USD per share
@@ -670,7 +670,7 @@ def minute_of(row: Mapping[str, Any]) -> datetime:  # UTC
     at = datetime.strptime(f"{row['kymd']}{row['khms']}", "%Y%m%d%H%M%S")
     return at.replace(tzinfo=SEOUL).astimezone(UTC)
 
-
+# %% ../nbs/04c_kis_data.ipynb #672b80bc
 def walk_minutes(
     page: Callable[[datetime | None], list[dict[str, Any]]],  # rows up to a moment (None: now), newest first
     since: datetime,  # UTC
@@ -691,7 +691,7 @@ def walk_minutes(
     columns = {ours: [float(number(found[at], theirs)) for at in kept] for ours, theirs in names.items()}
     return pd.DataFrame(columns, index=pd.DatetimeIndex(kept, dtype="datetime64[ns, UTC]"))
 
-
+# %% ../nbs/04c_kis_data.ipynb #e4c97627
 def minute_bars(quotes: Quotes, symbol: str, since: datetime, minutes: int = 1) -> pd.DataFrame:
     "Bars of some minutes since a moment"
     quote = quotes.quote(symbol)

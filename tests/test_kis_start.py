@@ -1,0 +1,96 @@
+"""`alpha-trader start` at KIS's paper world, in a real process, with the real library over real HTTP
+
+The server stands in this process, so the tests move the exchange's clock and look into its books; the program in the
+other process knows only an address, keys, and the date in the header of each answer.
+"""
+
+import re
+from collections.abc import Iterator
+from datetime import date, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from commands import alpha_trader, edit_settings, store
+from servers.exchange import Exchange
+from servers.kis import ACCOUNT, HTS_ID, PAPER_KEY, PAPER_SECRET, PRODUCT, REAL_KEY, REAL_SECRET, Kis
+
+from alpha_trader.samples import synthetic_panel
+from alpha_trader.sessions import session_open
+
+CAPITAL = Decimal(100_000)
+TAPE = synthetic_panel(6, 560, seed=3, start=date(2022, 1, 3))
+DAYS = [day.item() for day in TAPE.sessions]
+FIRST = DAYS[540]  # the session that is traded first
+SETTINGS: dict[str, object] = {
+    "data.source": "kis",
+    "data.clock": "broker",
+    "data.since": "2022-01-03",
+    "broker.name": "kis",
+    "label.horizon": 2,
+    "model.min_train": 200,
+    "model.lightgbm_rounds": 8,
+    "model.xgboost_rounds": 8,
+    "signals.buy": 0.0001,
+    "signals.sell": -0.0001,
+    "signals.confidence": 0.01,
+    "run.poll_seconds": 0.2,
+}
+SECRETS = {
+    "KIS_APP_KEY": REAL_KEY,
+    "KIS_APP_SECRET": REAL_SECRET,
+    "KIS_HTS_ID": HTS_ID,
+    "KIS_ACCOUNT_NUMBER": f"{ACCOUNT}-{PRODUCT}",
+    "KIS_PAPER_APP_KEY": PAPER_KEY,
+    "KIS_PAPER_APP_SECRET": PAPER_SECRET,
+}
+
+
+@pytest.fixture
+def service(workspace: Path) -> Iterator[Kis]:
+    exchange = Exchange(TAPE, session_open(FIRST) + timedelta(minutes=1), CAPITAL)
+    service = Kis(exchange, CAPITAL, where={TAPE.symbols[1]: "NYSE"}, paced=True)
+    text = (workspace / "settings.ini").read_text()
+    start, end = text.index("watchlist ="), text.index("# what results are compared with")
+    watchlist = ", ".join(TAPE.symbols)
+    text = text[:start] + f"watchlist = {watchlist}\n" + text[end:]
+    (workspace / "settings.ini").write_text(re.sub(r"(\[kis\][^\[]*?\nurl =)", rf"\1 {service.both_url}", text))
+    edit_settings(workspace, SETTINGS)
+    (workspace / ".env").write_text("".join(f"{name}={value}\n" for name, value in SECRETS.items()))
+    yield service
+    service.close()
+
+
+def test_the_whole_way_at_kis(service: Kis, workspace: Path) -> None:
+    """Bars, model, backtest, one session traded on paper at two requests a second; a second start and a plan send
+    nothing; no request was refused, no secret is in the store, the log or on the screen"""
+    exchange = service.exchange
+    answer = alpha_trader(workspace, "start")
+    assert answer.code == 0, answer
+    for word in ("ingest", "train", "backtest", f"trade         {FIRST} decision"):
+        assert word in answer.out, answer.out
+    bought = {order.symbol: order.quantity for order in exchange.orders.values()}
+    assert bought and all(order.status == "filled" for order in exchange.orders.values())
+    rows = store(workspace)
+    assert [(row["id"], row["broker"], row["environment"]) for row in rows["accounts"]] == [("kis-paper", "kis", "paper")]
+    assert {row["symbol"] for row in rows["positions"] if row["quantity"]} == set(bought)
+    assert rows["risk_events"] == [] and service.refused == []
+
+    placed = dict(exchange.orders)
+    again = alpha_trader(workspace, "start")
+    assert again.code == 0 and again.out.count("done before") == 4, again
+    assert exchange.orders == placed, "a second start sends nothing"
+
+    logs = "".join(path.read_text() for path in (workspace / "data" / "logs").glob("*"))
+    kept = str(rows) + answer.out + again.out + logs
+    assert not [name for name, secret in SECRETS.items() if name != "KIS_HTS_ID" and secret in kept]
+    assert ACCOUNT not in kept
+
+
+@pytest.mark.parametrize("missing", ["KIS_PAPER_APP_KEY", "KIS_ACCOUNT_NUMBER"])
+def test_a_missing_key_is_named_before_anything_is_asked(service: Kis, workspace: Path, missing: str) -> None:
+    lines = (workspace / ".env").read_text().splitlines(keepends=True)
+    (workspace / ".env").write_text("".join(line for line in lines if not line.startswith(missing)))
+    answer = alpha_trader(workspace, "start")
+    assert answer.code != 0 and missing in answer.err + answer.out, answer
+    assert service.log == [] and "Traceback" not in answer.err
