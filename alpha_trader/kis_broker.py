@@ -346,12 +346,17 @@ class KisAccount(Quotes):
         "A question about the account"
         return self.line.read(self.world, f"{TRADING}/{page}", SERVICES[what][self.world], data, what, again)
 
-    def balance(self) -> tuple[Money, list[Position]]:
-        "Dollars and shares"
+    def money(self) -> tuple[Money, dict[str, Any]]:
+        "Dollars, and the whole answer"
         data = {"WCRC_FRCR_DVSN_CD": "02", "NATN_CD": "840", "TR_MKET_CD": "00", "INQR_DVSN_CD": "00"}
         body = self.at_home("inquire-present-balance", "balance", data).body
         money = money_of(body)
         self.rate = money.rate or self.rate
+        return money, body
+
+    def balance(self) -> tuple[Money, list[Position]]:
+        "Dollars and shares"
+        money, body = self.money()
         rows = body.get("output1") or [] if self.world == REAL else self.paper_rows()
         for row in rows:
             if (exchange := text_of(row, "ovrs_excg_cd")) in EXCHANGES:
@@ -396,6 +401,7 @@ class KisLists(KisAccount):
         now = self.line.clock()
         orders = orders_of(rows, resting, now)
         self.noted.note(orders, now)
+        self.memory.get("noted", lambda: True)
         return orders, [*rows, *(resting or ())]
 
     def resting(self) -> list[dict[str, Any]] | None:
@@ -507,9 +513,8 @@ class KisBroker(KisOrders):
 
     def fills_of(self, session: date) -> list[Fill]:
         "Fills of orders made in a session"
-        orders, _ = self.memory.get(f"orders {session}", lambda: self.listed(session, session))
-        ours = {order.broker_id for order in orders}
-        return [fill for fill in self.noted.since(session_open(session) - timedelta(days=1)) if fill.broker_id in ours]
+        self.memory.get("noted", lambda: self.listed(session, session))
+        return [fill for fill in self.noted.since(session_open(session) - timedelta(days=1)) if date_in(fill.broker_id) == session]
 
     def fills(self, since: datetime) -> list[Fill]:
         now = self.line.clock()
@@ -533,7 +538,7 @@ def paper_kis(
     if not line.kis.virtual or line.home != PAPER:
         raise AuthFailed("kis: these are the keys of a live account and paper was asked for; set KIS_PAPER_APP_KEY and KIS_PAPER_APP_SECRET")
     broker = PaperKis(line, folder, keep)
-    broker.positions()
+    broker.money()
     return broker
 
 # %% ../nbs/11b_kis_broker.ipynb #8f3003d4
@@ -553,7 +558,7 @@ def live_kis(
     if account.replace("-", "") != str(line.account).replace("-", ""):
         raise AuthFailed("kis: the account that was allowed to trade live is not the one of KIS_ACCOUNT_NUMBER")
     broker = LiveKis(line, folder, keep)
-    broker.positions()
+    broker.money()
     return broker
 
 # %% ../nbs/11b_kis_broker.ipynb #4382c158

@@ -822,7 +822,8 @@ def test_an_answer_serves_a_moment_and_no_longer_than_the_next_order(folder: Pat
     for _ in range(3):
         broker.account()
         broker.positions()
-    assert len(of.asked("present-balance")) == 1 and len(of.asked("inquire-balance")) == 3
+    assert len(of.asked("present-balance")) == 2 and len(of.asked("inquire-balance")) == 3
+    assert len(of.asked(LISTS)) == len(of.asked("inquire-psamount")) == 1
     broker.submit(buy())
     assert broker.positions()[0].quantity == 10 and broker.account().cash == CAPITAL - 1000
 
