@@ -14,18 +14,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from servers.kis import ACCOUNT, HTS_ID, PRODUCT, RATE, REAL_KEY, REAL_SECRET
+from servers.kis import ACCOUNT, HTS_ID, PAPER_KEY, PAPER_SECRET, PRODUCT, RATE, REAL_KEY, REAL_SECRET
 from servers.wire import Fault
 from sqlalchemy import select
 from test_broker import CAPITAL, DAYS, buy, target
 from test_kis import LISTS, MEMORY, NUMBER, Bench, at, bench, bench_at, book, hand_at
 
 from alpha_trader.domain import AuthFailed, IntentStatus, OrderStatus
-from alpha_trader.kis_broker import live_kis, paper_kis
+from alpha_trader.kis_broker import LiveKis, PaperKis, live_kis, open_kis, paper_kis
 from alpha_trader.kis_data import LIMITS, PAPER, Keys, kis_line
 from alpha_trader.risk import day_loss_breached, risk_rules
 from alpha_trader.sessions import session_close, session_open
-from alpha_trader.settings import Settings
+from alpha_trader.settings import BrokerSettings, KisSettings, Secrets, Settings, SettingsError
 from alpha_trader.store import IntentRow, reading
 
 
@@ -81,6 +81,31 @@ def test_db_1_paper_is_what_you_get_unless_three_things_agree(folder: Path, libr
     assert live_kis(of.line, folder, f"{ACCOUNT}{PRODUCT}").caps.paper is False
     with pytest.raises(AuthFailed, match="live was asked for"):
         live_kis(bench(folder / "other", paper=True).line, folder, NUMBER)
+
+
+def settings_for(of: Bench, root: Path, mode: str = "paper", named: str | None = None) -> Settings:
+    "As a person's settings.ini, .env and environment would have it"
+    keys = {"kis_app_key": REAL_KEY, "kis_app_secret": REAL_SECRET, "kis_hts_id": HTS_ID, "kis_account_number": NUMBER}
+    twin = {"kis_paper_app_key": PAPER_KEY, "kis_paper_app_secret": PAPER_SECRET, "live_account": named}
+    secrets = Secrets.model_validate(keys | twin)
+    parts = {"secrets": secrets, "broker": BrokerSettings(name="kis", mode=mode), "kis": KisSettings(url=of.service.both_url)}
+    return Settings(root=root).model_copy(update=parts)
+
+
+def test_db_1_the_settings_open_paper_and_live_only_when_three_things_agree(folder: Path) -> None:
+    "DB-1: the mode of the settings, the number in the environment, and the account behind the keys"
+    of = bench(folder)
+    clock = of.line.clock
+    paper = open_kis(settings_for(of, folder), clock)
+    assert isinstance(paper, PaperKis) and paper.account().cash == CAPITAL
+    assert isinstance(open_kis(settings_for(of, folder, named=NUMBER), clock), PaperKis)
+    with pytest.raises(SettingsError, match="ALPHA_TRADER_LIVE"):
+        open_kis(settings_for(of, folder, "live"), clock)
+    with pytest.raises(AuthFailed, match="not the one of KIS_ACCOUNT_NUMBER"):
+        open_kis(settings_for(of, folder, "live", "50999999-01"), clock)
+    live = open_kis(settings_for(of, folder, "live", NUMBER), clock)
+    assert isinstance(live, LiveKis) and not isinstance(live, PaperKis)
+    assert not any("/order" in request.path for request in of.service.log)
 
 
 # --- DB-2, DB-3: no cash, and won for dollars
@@ -239,7 +264,7 @@ def test_db_19_real_keys_are_not_paper_keys(folder: Path) -> None:
 @pytest.mark.parametrize(("calls", "refused"), [(5, True), (LIMITS[PAPER][0], False)])
 def test_db_19_five_a_second_are_too_many_in_the_paper_world(folder: Path, calls: int, refused: bool) -> None:
     "DB-19: System B's bucket of five against the server's window of two"
-    from servers.kis import PAPER_KEY, Wrong
+    from servers.kis import Wrong
 
     service, now = bench(folder, paced=True).service, [0.0]
     service.ticks = lambda: now[0]

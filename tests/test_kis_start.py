@@ -34,7 +34,7 @@ SETTINGS: dict[str, object] = {
     "signals.buy": 0.0001,
     "signals.sell": -0.0001,
     "signals.confidence": 0.01,
-    "run.poll_seconds": 0.2,
+    "run.poll_seconds": 5.0,
 }
 SECRETS = {
     "KIS_APP_KEY": REAL_KEY,
@@ -70,7 +70,7 @@ def test_the_whole_way_at_kis(service: Kis, workspace: Path) -> None:
     for word in ("ingest", "train", "backtest", f"trade         {FIRST} decision"):
         assert word in answer.out, answer.out
     bought = {order.symbol: order.quantity for order in exchange.orders.values()}
-    assert bought and all(order.status == "filled" for order in exchange.orders.values())
+    assert bought and all(order.status == "filled" for order in exchange.orders.values()), answer.out
     rows = store(workspace)
     assert [(row["id"], row["broker"], row["environment"]) for row in rows["accounts"]] == [("kis-paper", "kis", "paper")]
     assert {row["symbol"] for row in rows["positions"] if row["quantity"]} == set(bought)
