@@ -13,7 +13,7 @@ __all__ = ['REFUSALS', 'COLLAR', 'SERVICES', 'AHEAD', 'CANCELS', 'CHANGES', 'NOT
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
@@ -375,7 +375,7 @@ class KisAccount(Quotes):
         return list(self.memory.get("balance", self.balance)[1])
 
     def clock(self) -> Clock:
-        now = self.line.clock() + self.line.ahead
+        now = self.line.now()
         session = session_of(now)
         following = next_session(session or last_completed_session(now))
         return Clock(now, session is not None, session_open(following), session_close(session or following))
@@ -398,18 +398,21 @@ class KisLists(KisAccount):
         }  # fmt: skip
         rows = walk(lambda cursors, again: self.at_home("inquire-ccnl", "orders", data | cursors, again), "output", "orders")
         resting = self.resting()
-        now = self.line.clock()
+        now = self.line.now()
         orders = orders_of(rows, resting, now)
         self.noted.note(orders, now)
         self.memory.get("noted", lambda: True)
         return orders, [*rows, *(resting or ())]
 
     def resting(self) -> list[dict[str, Any]] | None:
-        "What is still open; None: the paper world does not say"
+        "What is still open; None: nobody says"
         if self.world == PAPER:
             return None
         data = {"OVRS_EXCG_CD": "NASD", "SORT_SQN": "DS"}  # NASD: all of the US
-        return walk(lambda cursors, again: self.at_home("inquire-nccs", "resting", data | cursors, again), "output", "resting orders")
+        try:
+            return walk(lambda cursors, again: self.at_home("inquire-nccs", "resting", data | cursors, again), "output", "resting orders")
+        except ProtocolError:  # a page that comes and goes in KIS's own samples
+            return None
 
     def find(self, intent: OrderIntent) -> BrokerOrder | None:
         return None  # KIS knows no names: `lookalikes` finds
@@ -419,7 +422,7 @@ class KisLists(KisAccount):
 
     def order_and_row(self, broker_id: str) -> tuple[BrokerOrder, dict[str, Any]]:
         "An order, and a row of theirs about it"
-        day, now = date_in(broker_id), self.line.clock()
+        day, now = date_in(broker_id), self.line.now()
         orders, rows = self.listed(day, day) if day else ([], [])
         for order in orders:
             if order.broker_id == broker_id:
@@ -427,7 +430,7 @@ class KisLists(KisAccount):
         raise NotFound(f"kis: no order {broker_id}")
 
     def orders(self, since: datetime, open_only: bool = False) -> list[BrokerOrder]:
-        found, _ = self.listed(since.astimezone(NEW_YORK).date(), (self.line.clock() + AHEAD).astimezone(NEW_YORK).date())
+        found, _ = self.listed(since.astimezone(NEW_YORK).date(), (self.line.now() + AHEAD).astimezone(NEW_YORK).date())
         return [order for order in found if not order.status.terminal or (not open_only and order.submitted_at >= since)]
 
 # %% ../nbs/11b_kis_broker.ipynb #fe92eac8
@@ -440,19 +443,19 @@ class KisOrders(KisLists):
         what = f"order {intent.client_id}"
         self.memory.forget()
         said = accepted(self.line.write(f"{TRADING}/order", SERVICES[intent.side.value][self.world], body, what), what)
-        at = order_time({"ord_tmd": said.time}, self.line.clock())
+        at = order_time({"ord_tmd": said.time}, self.line.now())
         sides = {"pdno": body["PDNO"], "odno": said.number, "sll_buy_dvsn_cd": "02" if intent.side is Side.BUY else "01"}
         fresh = order_of(sides | {"ft_ord_qty": body["ORD_QTY"]}, OrderStatus.PENDING, at)
         try:
             return self.order(fresh.broker_id)
         except BrokerError:
-            return fresh
+            return replace(fresh, updated_at=at - AHEAD)  # whatever the lists say is newer
 
     def prepared(self, intent: OrderIntent) -> tuple[str, Decimal]:  # exchange, USD per share
         "Everything about an order that can be known before it is sent"
         if sentence := refusal(intent, self.caps):
             raise Rejected(RejectReason.OTHER, sentence)
-        if session_of(self.line.clock()) is None:
+        if session_of(self.line.now()) is None:
             raise Rejected(RejectReason.CLOSED, f"{intent.symbol}: the market is closed")
         try:
             quote = self.quote(intent.symbol)
@@ -483,7 +486,7 @@ class KisBroker(KisOrders):
         money, held = self.memory.get("balance", self.balance)
         equity = money.cash + sum((position.market_value for position in held), Decimal(0))
         quantity = {position.symbol: position.quantity for position in held}
-        now = self.line.clock()
+        now = self.line.now()
         session = session_of(now) or last_completed_session(now)
         fills = [fill for fill in self.fills_of(session) if fill.at >= session_open(session)]
         before = previous_session(session)
@@ -517,7 +520,7 @@ class KisBroker(KisOrders):
         return [fill for fill in self.noted.since(session_open(session) - timedelta(days=1)) if date_in(fill.broker_id) == session]
 
     def fills(self, since: datetime) -> list[Fill]:
-        now = self.line.clock()
+        now = self.line.now()
         self.listed((since - timedelta(days=1)).astimezone(NEW_YORK).date(), (now + AHEAD).astimezone(NEW_YORK).date())
         return self.noted.since(since)
 

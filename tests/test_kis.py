@@ -606,6 +606,37 @@ def test_an_accepted_order_that_the_lists_do_not_show_yet_is_pending(kis: Bench)
     assert found.status is OrderStatus.FILLED and found.submitted_at == order.submitted_at
 
 
+def test_an_order_that_was_pending_is_believed_filled_although_its_row_is_older(kis: Bench, folder: Path) -> None:
+    "The answer says 23:30:03, the list 23:30:00: news all the same"
+    kis.service.late = timedelta(seconds=3)
+    kis.exchange.move(timedelta(minutes=5))
+    hand = hand_at(kis, folder)
+    hand.reconcile()
+    empty = [Fault(lists_of_today(kis, page), "reply", change=lambda body: body | {"output": []}) for page in (LISTS, RESTING)]
+    for fault in empty:
+        kis.service.fault(fault)
+    assert hand.submit(buy()) is IntentStatus.OPEN
+    for fault in empty:
+        fault.times = 0
+    hand.reconcile()
+    assert hand.submit(buy()) is IntentStatus.FILLED and hand.positions() == {"ACME": 10}
+
+
+def lists_of_today(of: Bench, page: str) -> Callable[[Request], bool]:
+    return lambda request: request.path.endswith(page) and bool(of.exchange.orders)
+
+
+def test_without_the_list_of_resting_orders_the_other_one_stands(real: Bench) -> None:
+    "It comes and goes in KIS's own samples; an order of today with shares left is alive then, as in the paper world"
+    broker = real.broker()
+    broker.submit(buy())
+    waiting = broker.submit(target(200))
+    real.service.fault(Fault(at(RESTING), "reply", reply=said("OPSQ0002"), times=99))
+    assert broker.orders(EVER, open_only=True) == [waiting]
+    real.exchange.to(session_close(DAYS[0]))
+    assert broker.order(waiting.broker_id).status is OrderStatus.EXPIRED
+
+
 # ------------------------------------------------------------------------- 27: what KIS cannot do
 
 

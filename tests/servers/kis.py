@@ -115,6 +115,7 @@ class Kis:
     asked: dict[str, datetime] = field(default_factory=dict)  # world → when a token was last issued
     calls: dict[str, deque[float]] = field(default_factory=dict)
     ticks: Callable[[], float] = time.monotonic
+    late: timedelta = timedelta(0)  # by how much the answer to an order is later than its row
     refused: list[str] = field(default_factory=list)  # codes
     known_days: dict[tuple[str, bool, datetime], list[tuple[Any, ...]]] = field(default_factory=dict)
 
@@ -272,7 +273,7 @@ class Kis:
         return self.entries
 
     def accepted(self, entry: Entry) -> Said:
-        seoul = entry.at.astimezone(SEOUL)
+        seoul = (entry.at + self.late).astimezone(SEOUL)
         output = {"KRX_FWDG_ORD_ORGNO": "01790", "ODNO": entry.number, "ORD_TMD": f"{seoul:%H%M%S}"}
         return "", {"msg_cd": "APBK0013", "msg1": "주문 전송 완료 되었습니다.", "output": output}
 
