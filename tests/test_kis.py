@@ -557,6 +557,18 @@ def test_fault_12_partial_fills_are_told_once_each_by_all_processes(kis: Bench, 
     assert hand.broker.account().cash == cash == CAPITAL - 400 - 603
 
 
+def test_i4_processes_that_look_at_the_same_moment_note_a_fill_once(kis: Bench) -> None:
+    broker = kis.broker()
+    order = broker.submit(buy())
+    broker.noted.path.unlink()
+    threads = [threading.Thread(target=broker.noted.note, args=([order], kis.exchange.now)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [fill.quantity for fill in broker.noted.since(EVER)] == [10]
+
+
 def test_fault_12_13_what_was_filled_before_a_cancel_stays(kis: Bench) -> None:
     kis.exchange.portion = lambda order: Decimal(4)
     broker = kis.broker()
