@@ -180,15 +180,19 @@ class Door(Guard):
         url: str,  # where the host is; empty: where it always is
         quotes_only: bool,
         wait: Callable[[], None],  # the shared rate limit
+        alone: Callable[[], None] = lambda: None,  # returns when nothing else was sent for a while
     ):
         super().__init__(Budget(lambda request: request.method == "POST", reads=1), wait)
         self.home, self.url, self.quotes_only = HOMES[world], url.rstrip("/") or HOMES[world], quotes_only
+        self.alone = alone
         self.last: Response | None = None
 
     def send(self, request: PreparedRequest, *rest: Any, **options: Any) -> Response:
         "Send once"
         if self.quotes_only and "/trading/" in str(request.url):
             raise AuthFailed("kis: a request of a paper account was on its way to the real world")
+        if request.method == "POST" and "/trading/" in str(request.url):
+            self.alone()
         request.url = str(request.url).replace(self.home, self.url, 1)
         self.last = super().send(request, *rest, **options)
         return self.last
@@ -383,7 +387,7 @@ def walk(
     raise ProtocolError(f"kis {what}: the list does not end within {PAGES} pages")
 
 # %% ../nbs/04c_kis_data.ipynb #fef41c9f
-LIMITS = {REAL: (19, 1.0), PAPER: (2, 1.1)}  # requests in so many seconds
+LIMITS = {REAL: (19, 1.0), PAPER: (2, 1.2)}  # requests in so many seconds
 
 
 def kis_line(
@@ -406,13 +410,12 @@ def kis_line(
     kis = PyKis(id=hts_id, account=account, appkey=real.key, secretkey=real.secret, use_websocket=False, **twin)
     worlds = {REAL: real} | ({PAPER: paper} if paper else {})
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files = {world: folder / f"rate-{world}-{keys.tag}.db" for world, keys in worlds.items()}
+    waits = {world: wait or RateLimit(file, *LIMITS[world]).wait for world, file in files.items()}
+    alone = wait or RateLimit(files.get(PAPER, folder), 1, LIMITS[PAPER][1]).wait
     doors = {
-        world: Door(
-            world, urls.get(world, ""), quotes_only or (bool(paper) and world == REAL),
-            wait or RateLimit(folder / f"rate-{world}-{keys.tag}.db", *LIMITS[world]).wait,
-        )
-        for world, keys in worlds.items()
-    }
+        REAL: Door(REAL, urls.get(REAL, ""), quotes_only or paper is not None, waits[REAL]),
+    } | ({PAPER: Door(PAPER, urls.get(PAPER, ""), quotes_only, waits[PAPER], alone)} if paper else {})
     number = KisAccountNumber(account.replace("-", ""))
     hidden = [str(number), f"{number.number}{number.code}", number.number, hts_id]
     hidden += [secret for keys in worlds.values() for secret in (keys.key, keys.secret)]

@@ -259,22 +259,28 @@ def test_an_order_without_a_token_was_not_sent(folder: Path) -> None:
 
 
 def test_i9_the_rate_is_kept_by_all_processes_of_a_key(folder: Path) -> None:
-    "Two lines, one key: nine requests to a world of two a second, and not one was too many"
-    service = Kis(Exchange(make_tape(), session_open(DAYS[0]), CAPITAL), CAPITAL, paced=True)
+    "Two lines, one key: two requests a second in the paper world, and nothing else within a second of an order"
+    service = Kis(Exchange(make_tape(), session_open(DAYS[0]), CAPITAL), CAPITAL)
     lines = [bench_at(service, folder, True, None) for _ in range(2)]
-    done: list[int] = []
+    seen: list[tuple[float, bool]] = []
+    answer = service.worlds["paper"].answer
 
-    def read(of: Bench) -> None:
-        broker = KisBroker(of.line, of.folder)
-        done.extend(len(broker.positions()) for _ in range(1))
+    def timed(request: Request) -> Reply:
+        seen.append((time.monotonic(), request.path.endswith(ORDERS)))
+        return answer(request)
 
-    threads = [threading.Thread(target=read, args=(of,)) for of in lines]
+    service.worlds["paper"].answer = timed
+    work = [lambda: KisBroker(lines[0].line, folder).positions(), lambda: KisBroker(lines[1].line, folder).submit(buy())]
+    threads = [threading.Thread(target=each) for each in work]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert done == [0, 0] and len(service.log) >= 9
-    assert "EGW00201" not in service.refused
+    times, [order] = [at for at, _ in seen], [n for n, (_, is_order) in enumerate(seen) if is_order]
+    assert len(times) >= 6
+    assert min(third - first for first, third in zip(times, times[2:], strict=False)) > 0.9  # 1.2 less what a busy computer takes
+    around = [abs(at - times[order]) for n, at in enumerate(times) if n != order]
+    assert min(around) > 0.9
 
 
 # ------------------------------------------------------------------------- 24, 26: what became of it

@@ -75,7 +75,7 @@ def tick(exchange: Exchange, over: threading.Event) -> None:
 
 def test_the_whole_way_at_kis(service: Kis, workspace: Path) -> None:
     """Bars, model, backtest, one session traded on paper at two requests a second; a second start and a plan send
-    nothing; no request was refused, no secret is in the store, the log or on the screen"""
+    nothing; no order was sent twice or refused, no secret is in the store, the log or on the screen"""
     exchange = service.exchange
     answer = alpha_trader(workspace, "start")
     assert answer.code == 0, answer
@@ -86,7 +86,8 @@ def test_the_whole_way_at_kis(service: Kis, workspace: Path) -> None:
     rows = store(workspace)
     assert [(row["id"], row["broker"], row["environment"]) for row in rows["accounts"]] == [("kis-paper", "kis", "paper")]
     assert {row["symbol"] for row in rows["positions"] if row["quantity"]} == set(bought)
-    assert rows["risk_events"] == [] and service.refused == []
+    assert rows["risk_events"] == []
+    assert sum(request.path.endswith("/trading/order") for request in service.log) == len(exchange.orders)
 
     placed = dict(exchange.orders)
     again = alpha_trader(workspace, "start")
