@@ -20,6 +20,7 @@ from requests import PreparedRequest, Response, Session
 from requests.adapters import HTTPAdapter
 from requests.exceptions import ConnectTimeout, ReadTimeout, RequestException, RetryError, SSLError
 from requests.exceptions import ConnectionError as LineBroken
+from urllib3.exceptions import HTTPError
 
 from .domain import Ambiguous, BrokerError, NotSent
 
@@ -55,11 +56,14 @@ def read_body(
 ) -> bytes:
     "The whole body, or an error when it takes too long"
     pieces = []
-    while piece := response.raw.read1(65536, decode_content=True):
-        pieces.append(piece)
-        if monotonic() > until:
-            response.close()
-            raise ReadTimeout("the body came too slowly")
+    try:
+        while piece := response.raw.read1(65536, decode_content=True):
+            pieces.append(piece)
+            if monotonic() > until:
+                response.close()
+                raise ReadTimeout("the body came too slowly")
+    except HTTPError as error:  # urllib3's own: a body that was cut short, or silence in the middle of it
+        raise LineBroken(type(error).__name__) from None
     return b"".join(pieces)
 
 # %% ../nbs/02a_transport.ipynb #faba0fe1

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
 import pandas as pd
@@ -455,15 +456,17 @@ class Alpaca:
         wanted = query["symbols"].split(",") if "symbols" in query else list(tape.symbols)
         for n, symbol in enumerate(tape.symbols):
             for row, day in enumerate(tape.sessions.tolist()):
-                inside = query.get("start", "0") <= str(day) <= query.get("end", "9")
-                if symbol not in wanted or not inside:
-                    continue
                 ratio, dividend = float(tape.splits[row, n]), float(tape.dividends[row, n])
+                if symbol not in wanted or (ratio, dividend) == (1.0, 0.0):
+                    continue
+                processed = str(day + timedelta(days=14) if dividend else day)  # a dividend: when it is paid
+                if not query.get("start", "0") <= processed <= query.get("end", "9"):
+                    continue
                 common = {
-                    "id": f"{day}-{symbol}",
+                    "id": str(uuid5(NAMESPACE_URL, f"{day}-{symbol}")),
                     "symbol": symbol,
                     "ex_date": str(day),
-                    "process_date": str(day),
+                    "process_date": processed,
                     "cusip": "000000000",
                 }
                 if ratio != 1:
