@@ -237,8 +237,9 @@ def test_wrong_keys_and_no_server_stop_the_ingest(feed: Feed) -> None:
     with pytest.raises(AuthFailed, match="ALPACA_API_KEY"):
         ingest(replace(feed.source(), open_line=lambda: wrong), feed.folder, SYMBOLS, DAYS[41], feed.now)
     feed.service.wire.close()
+    gone = data_line(KEY, SECRET, feed.service.url, lambda: None, lambda: feed.now, feed.naps.append)
     with pytest.raises(NotSent, match="no connection"):
-        feed.ingest()
+        ingest(replace(feed.source(), open_line=lambda: gone), feed.folder, SYMBOLS, DAYS[41], feed.now)
     assert {path.name: path.read_bytes() for path in feed.folder.iterdir()} == before
 
 

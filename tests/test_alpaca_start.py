@@ -117,6 +117,16 @@ def test_the_whole_way(place: Place) -> None:
     assert sorted(row["cash"] for row in rows["corporate_actions"]) == [-3, -1]
     held = {row["symbol"]: row["quantity"] // 10**9 for row in rows["positions"] if row["quantity"]}
     assert held == {symbol: int(shares) for symbol, shares in exchange.shares.items()}
+    words = [[name, "--json"] for name in ("positions", "orders", "status", "runs")]
+    shown = alpha_traders(place.root, *words)
+    assert [answer.code for answer in shown] == [0] * 4, shown
+    assert {row["symbol"] for row in shown[0].json()} == set(exchange.shares)
+    assert len(shown[1].json()) == len(exchange.orders)
+    assert (shown[2].json()["account"], shown[2].json()["last_session"]) == ("alpaca-paper", str(following))
+    closed = place.say("close", "--all", "--json")
+    assert closed.code == 0 and {row["status"] for row in closed.json()} == {"filled"}, closed
+    assert exchange.shares == {}
+    assert len({order.client_id for order in exchange.orders.values()}) == len(exchange.orders)
     assert place.record.judge() > 40
 
 
