@@ -61,9 +61,7 @@ LIMITS = (1.0, 1.0, 1.5)  # seconds to connect, to hear something, to hear all: 
 SYMBOLS = ("ACME", "BOLT", "COIL")
 DAYS = [date(2024, 1, day) for day in (2, 3, 4, 5, 8, 9, 10, 11, 12)]
 FIRST = 2  # the first session that is traded
-SETTINGS = Settings().model_copy(
-    update={"broker": Settings().broker.model_copy(update={"name": "alpaca", "mode": "paper"})}
-)
+SETTINGS = Settings().model_copy(update={"broker": Settings().broker.model_copy(update={"name": "alpaca", "mode": "paper"})})
 
 
 def make_tape() -> Panel:
@@ -78,7 +76,13 @@ def make_tape() -> Panel:
         "split": [1.0] * 6 + [2.0, 1, 1],
         "dividend": [0.0] * size,
     }
-    flat = {"open": [20.0] * size, "high": [21.0] * size, "low": [19.5] * size, "close": [20.0] * size, "volume": [1e6] * size}
+    flat = {
+        "open": [20.0] * size,
+        "high": [21.0] * size,
+        "low": [19.5] * size,
+        "close": [20.0] * size,
+        "volume": [1e6] * size,
+    }
     pays = flat | {"split": [1.0] * size, "dividend": [0.0] * 5 + [0.5, 0, 0, 0]}
     return panel_of({s: bars_frame(DAYS, rows) for s, rows in zip(SYMBOLS, (acme, pays, flat), strict=True)}, "test", "sip")
 
@@ -125,7 +129,7 @@ class Doomed(Guard):
 
 
 class Book:
-    "The store of a life; one engine for all its processes, because compiling the same SQL again takes most of their time"
+    "The store of a life; one engine for all its processes: compiling the same SQL again takes most of their time"
 
     def __init__(self, path: Path):
         self.engine = connect(f"sqlite:///{path}/store.db")
@@ -222,8 +226,16 @@ def decisions(desk: Desk, wanted: dict[str, int], busy: set[str]) -> list[Decisi
         code = Reason.ENTRY if shares > 0 else Reason.HORIZON if shares < 0 else Reason.HOLD
         rows.append(
             DecisionRow(
-                run_id=1, account="demo", session=desk.session, symbol=symbol, quantity=Decimal(shares), code=int(code),
-                reason=REASON_TEXT[code], price=None, rank=rank if shares > 0 else -1, target_value=None,
+                run_id=1,
+                account="demo",
+                session=desk.session,
+                symbol=symbol,
+                quantity=Decimal(shares),
+                code=int(code),
+                reason=REASON_TEXT[code],
+                price=None,
+                rank=rank if shares > 0 else -1,
+                target_value=None,
             )
         )
     return rows
@@ -329,13 +341,31 @@ class Floor:
 
 
 def entry(symbol: str = "ACME", quantity: int = 10, day: int = FIRST, **more: Any) -> OrderIntent:
-    strategy, shares = SETTINGS.model.strategy, Decimal(quantity)
-    return OrderIntent("demo", strategy, DAYS[day], symbol, Side.BUY, Purpose.ENTRY, shares, env="paper", **more)
+    return OrderIntent(
+        "demo",
+        SETTINGS.model.strategy,
+        DAYS[day],
+        symbol,
+        Side.BUY,
+        Purpose.ENTRY,
+        Decimal(quantity),
+        env="paper",
+        **more,
+    )
 
 
 def sale(symbol: str = "ACME", quantity: int = 10, day: int = FIRST, **more: Any) -> OrderIntent:
-    strategy, shares = SETTINGS.model.strategy, Decimal(quantity)
-    return OrderIntent("demo", strategy, DAYS[day], symbol, Side.SELL, Purpose.EXIT, shares, env="paper", **more)
+    return OrderIntent(
+        "demo",
+        SETTINGS.model.strategy,
+        DAYS[day],
+        symbol,
+        Side.SELL,
+        Purpose.EXIT,
+        Decimal(quantity),
+        env="paper",
+        **more,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ what must hold
@@ -354,8 +384,9 @@ def at_any_moment(floor: Floor) -> None:
         row = intents[order.client_id]
         assert order.quantity == row.quantity or row.status is IntentStatus.CONFLICT, "I1: not what was wished"
         key = row.noun().identity[:-1]
-        # a stop may be replaced by another after its end
-        if row.purpose is not Purpose.STOP and row.status is not IntentStatus.CONFLICT:
+        if (
+            row.purpose is not Purpose.STOP and row.status is not IntentStatus.CONFLICT
+        ):  # a stop may be replaced by another after its end
             decided[key] = decided.get(key, Decimal(0)) + order.filled + order.left
     for key, shares in decided.items():
         most = max(row.quantity for row in intents.values() if row.noun().identity[:-1] == key)
@@ -408,7 +439,13 @@ def invariants(floor: Floor, trader: Trader, seen: Reconciliation) -> None:
     assert all(row.symbol in stopped for row in restless), "I2: unknown, and nobody is warned"
     named = {order.client_id for order in floor.ours()}
     never = {row.status for name, row in intents.items() if name not in named}
-    quiet = {IntentStatus.PLANNED, IntentStatus.DROPPED, IntentStatus.REJECTED, IntentStatus.UNKNOWN, IntentStatus.CONFLICT}
+    quiet = {
+        IntentStatus.PLANNED,
+        IntentStatus.DROPPED,
+        IntentStatus.REJECTED,
+        IntentStatus.UNKNOWN,
+        IntentStatus.CONFLICT,
+    }
     assert never <= quiet, f"I2: {never} and not at the exchange"
     held = {row.symbol: row.quantity for row in trader.rows(PositionRow) if row.quantity}
     assert held == exchange.shares and seen.drift == {}, f"I3: {held} {exchange.shares} {seen.drift}"

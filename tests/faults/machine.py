@@ -1,6 +1,6 @@
 """Schedules of trading, faults, deaths and real `kill -9`, drawn by Hypothesis; after each step the invariants
 
-`python -m faults.machine N SEED` drives N schedules and prints what it counted as one line of JSON. Children are forked
+`python -m faults.machine N [SEED]` drives N schedules and prints what it counted. Children are forked
 by a maker: a process that has imported everything once, has no threads, and is told what to do on its standard input.
 """
 
@@ -28,6 +28,7 @@ from servers.wire import Fault, Reply, Request
 
 from alpha_trader.domain import AlphaTraderError
 from alpha_trader.execution import working
+from alpha_trader.store import OrderRow
 from faults.floor import DAYS, FIRST, MEMORY, SYMBOLS, Book, Death, Doom, Floor, Trader, at_any_moment, in_the_end
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -99,9 +100,12 @@ class Maker:
     def __init__(self, floor: Floor):
         arguments = ["make", str(floor.path), floor.url, floor.control.url]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "faults.machine", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "faults.machine", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env={**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}"},
-        )  # fmt: skip
+        )
         self.pid, self.born = 0, threading.Event()
         self.tell({"warm": True, "path": str(floor.path), "doom": None, "kind": "cycle", "day": FIRST, "wanted": {"ACME": 1}})
         assert self.hear() == 0
@@ -163,14 +167,26 @@ FAULTS: dict[str, tuple[str, str, dict[str, Any]]] = {  # method, path, what the
     "200 html": ("POST", "/orders", {"action": "reply", "reply": Reply(200, HTML)}),
     "200 empty": ("POST", "/orders", {"action": "reply", "reply": Reply(200)}),
     "new word": ("POST", "/orders", {"action": "reply", "change": teleported}),
-    "429": ("POST", "/orders", {"action": "reply", "after": False, "reply": Reply(429, {"message": "too many requests."})}),
-    "403": ("POST", "/orders", {"action": "reply", "after": False, "reply": Reply(403, {"message": "insufficient buying power"})}),
+    "429": (
+        "POST",
+        "/orders",
+        {"action": "reply", "after": False, "reply": Reply(429, {"message": "too many requests."})},
+    ),
+    "403": (
+        "POST",
+        "/orders",
+        {"action": "reply", "after": False, "reply": Reply(403, {"message": "insufficient buying power"})},
+    ),
     "lagging": ("POST", "/orders", {"action": "reset", "lag": 4}),
     "lagging long": ("POST", "/orders", {"action": "reset", "lag": 9}),
     "cancel lost before": ("DELETE", "/orders", {"action": "close", "after": False}),
     "cancel lost after": ("DELETE", "/orders", {"action": "reset"}),
     "cancel 500": ("DELETE", "/orders", {"action": "reply", "reply": Reply(500)}),
-    "read 429": ("GET", "/v2", {"action": "reply", "after": False, "reply": Reply(429, {"message": "too many requests."})}),
+    "read 429": (
+        "GET",
+        "/v2",
+        {"action": "reply", "after": False, "reply": Reply(429, {"message": "too many requests."})},
+    ),
     "read 500": ("GET", "/v2", {"action": "reply", "after": False, "reply": Reply(500)}),
     "read reset": ("GET", "/v2", {"action": "reset"}),
     "read html": ("GET", "/v2", {"action": "reply", "reply": Reply(200, HTML)}),
@@ -188,12 +204,11 @@ class Schedule(RuleBasedStateMachine):
 
     floor: Floor  # shared by all schedules
     maker: Maker
-    deep = True
 
     @initialize()
     def begin(self) -> None:
         self.floor.reset()
-        self.day, self.trader, self.honest = FIRST, None, True
+        self.day, self.trader, self.traded = FIRST, None, False
         self.floor.totals["schedules"] += 1
 
     def teardown(self) -> None:
@@ -249,25 +264,34 @@ class Schedule(RuleBasedStateMachine):
     HOW = st.sampled_from(["live", "die", "kill", "kill", "kill at the door"])
     PLACE = st.sampled_from(range(1, 90))
 
-    @rule(wanted=PLANS, how=HOW, place=PLACE, name=st.none() | WRONGS, nth=st.integers(0, 3), again=st.sampled_from([1, 1, 0]))
-    def trade(self, wanted: dict[str, int], how: str, place: int, name: str | None, nth: int, again: int) -> None:
-        "A cycle of the session, which may break off; a repeated one finds the plan of the first"
+    @rule(
+        wanted=PLANS,
+        how=HOW,
+        place=PLACE,
+        name=st.none() | WRONGS | WRONGS,
+        nth=st.sampled_from(range(4)),
+        times=st.sampled_from([1, 1, 2, 3]),
+        again=st.booleans(),
+    )
+    def trade(self, wanted: dict[str, int], how: str, place: int, name: str | None, nth: int, times: int, again: bool) -> None:
+        "A cycle of the session, or of the next one, which may break off; a repeated one finds the plan of the first"
+        if session_of(self.floor.clock()) is None or self.traded:
+            self.night()
         if name:
-            self.disturb(name, nth, 1)
+            self.disturb(name, nth, times)
+        self.traded = how == "live"
         job = {"kind": "cycle", "day": self.day, "wanted": wanted}
         if session_of(self.floor.clock()) == DAYS[self.day]:
             self.do(job, how, place)
             at_any_moment(self.floor)
             if again:
+                self.traded = True
                 self.do(job, "live", 0)
 
-    @rule(pick=st.integers(0, 9), how=st.sampled_from(["live", "die"]), place=st.integers(1, 30))
-    def cancel(self, pick: int, how: str, place: int) -> None:
-        self.do({"kind": "cancel", "pick": pick}, how, place)
-
-    @rule(name=WRONGS, nth=st.integers(0, 4), times=st.integers(1, 3))
-    def plan_fault(self, name: str, nth: int, times: int) -> None:
-        self.disturb(name, nth, times)
+    def night(self) -> None:
+        if self.day + 1 < len(DAYS):
+            self.day += 1
+            self.floor.to_open(self.day)
 
     def disturb(self, name: str, nth: int, times: int) -> None:
         method, path, what = FAULTS[name]
@@ -283,9 +307,24 @@ class Schedule(RuleBasedStateMachine):
 
         self.put(Fault(matches, **{"times": times} | {k: v for k, v in what.items() if k != "lag"}), name)
 
-    @rule(symbol=NAMES, shares=st.integers(-5, 5))
+    @rule(
+        what=st.sampled_from(["cancel", "hand", "hand", "parts", "parts", "close"]),
+        symbol=NAMES,
+        n=st.sampled_from(range(-5, 6)),
+        how=st.sampled_from(["live", "die"]),
+    )
+    def meanwhile(self, what: str, symbol: str, n: int, how: str) -> None:
+        "An order is cancelled, a person trades, an order fills in parts, the session ends"
+        if what == "cancel":
+            self.do({"kind": "cancel", "pick": abs(n)}, how, 5 * abs(n))
+        elif what == "hand":
+            self.by_hand(symbol, n)
+        elif what == "parts":
+            self.parts(abs(n) % 3 + 1)
+        elif self.floor.clock() < closing(DAYS[self.day]):
+            self.floor.to_close(self.day)
+
     def by_hand(self, symbol: str, shares: int) -> None:
-        "A person trades the same account"
         try:
             if shares and session_of(self.floor.clock()):
                 self.floor.exchange.submit(symbol, "buy" if shares > 0 else "sell", Decimal(abs(shares)), "market")
@@ -293,28 +332,21 @@ class Schedule(RuleBasedStateMachine):
         except Refused:
             pass
 
-    @rule(parts=st.sampled_from([1, 1, 2, 3]))
-    def liquidity(self, parts: int) -> None:
-        "How much of an order fills at once; what waits may fill now"
+    def parts(self, parts: int) -> None:
+        "In how many parts an order fills; what waits may fill now"
         exchange = self.floor.exchange
         exchange.portion = lambda order: max(order.left // parts, Decimal(1)) if order.kind == "market" else order.left
         for order in list(exchange.orders.values()):
             if order.kind == "market":
                 exchange.match(order)
 
-    @rule(night=st.booleans())
-    def pass_time(self, night: bool) -> None:
-        if night and self.day + 1 < len(DAYS):
-            self.day += 1
-            self.floor.to_open(self.day)
-        elif self.floor.clock() < closing(DAYS[self.day]):
-            self.floor.to_close(self.day)
-
     @rule()
     def everything(self) -> None:
         "All invariants, over a line that works"
-        in_the_end(self.floor, self.ready())
-        self.floor.totals["reconciled"] += 1
+        in_the_end(self.floor, trader := self.ready())
+        names = Counter(order.client_id for order in self.floor.ours())
+        remembered = {row.client_id for row in trader.rows(OrderRow)}
+        self.floor.totals.update({"reconciled": 1, "lost": len(set(names) - remembered), "doubled": names.total() - len(names)})
 
     @invariant()
     def nothing_is_doubled_or_lost(self) -> None:
@@ -342,9 +374,39 @@ def drive(schedules: int, number: int | None = None, steps: int = 6) -> Counter[
     return floor.totals
 
 
+def summary(counted: Counter[str], seed: int) -> str:
+    "What was driven and what came of it, as a table"
+    wrongs = sorted((name.removeprefix("fault: "), n) for name, n in counted.items() if name.startswith("fault: "))
+    rows = [(name, counted[name]) for name in ("schedules", "requests", "orders", "orders by hand", "reconciled")]
+    rows += [("faults", sum(n for _, n in wrongs)), *((f"  {name}", n) for name, n in wrongs)]
+    rows += [(name, counted[name]) for name in ("crashes", "kills", "failed runs", "lost", "doubled", "seconds")]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}} {n:>9,}" for name, n in rows]
+    return "\n".join([f"faults at Alpaca, {datetime.now():%Y-%m-%d}, seed {seed}", *lines])
+
+
+def main(schedules: int, number: int, workers: int = 2) -> int:  # exit code
+    "Share the schedules out, wait, and print the summary; the first violation is printed instead"
+    began = time.monotonic()
+    share = [schedules // workers + (n < schedules % workers) for n in range(workers)]
+    command = [sys.executable, "-m", "faults.machine", "drive"]
+    parts = [
+        subprocess.Popen([*command, str(size), str(number + n)], stdout=subprocess.PIPE, text=True) for n, size in enumerate(share)
+    ]
+    said = [part.communicate()[0] for part in parts]
+    if any(part.returncode for part in parts):
+        print(f"an invariant was broken: see above (seed {number})", file=sys.stderr)
+        return 1
+    counted = sum((Counter(json.loads(text)) for text in said), Counter())
+    print(summary(counted | Counter({"seconds": round(time.monotonic() - began)}), number))
+    return 0
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "make":
         make_children(*sys.argv[2:5])
+    elif sys.argv[1] == "drive":
+        print(json.dumps(drive(int(sys.argv[2]), int(sys.argv[3]))))
     else:
-        began = time.monotonic()
-        print(json.dumps(drive(int(sys.argv[1]), int(sys.argv[2])) | {"seconds": round(time.monotonic() - began)}))
+        chosen = int(sys.argv[2]) if len(sys.argv) > 2 else int(time.time()) % 1_000_000
+        sys.exit(main(int(sys.argv[1]), chosen))

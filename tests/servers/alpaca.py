@@ -73,7 +73,11 @@ class Alpaca:
             self.most = max(self.most, len(self.calls))
             if len(self.calls) > self.limit:
                 reset = int((self.calls[0] + timedelta(minutes=1)).timestamp())
-                limits = {"X-RateLimit-Limit": str(self.limit), "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(reset)}
+                limits = {
+                    "X-RateLimit-Limit": str(self.limit),
+                    "X-RateLimit-Remaining": "0",
+                    "X-RateLimit-Reset": str(reset),
+                }
                 return Reply(429, {"message": "too many requests."}, limits)
             return self.route(request)
 
