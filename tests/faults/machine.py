@@ -1,7 +1,8 @@
 """Schedules of trading, faults, deaths and real `kill -9`, drawn by Hypothesis; after each step the invariants
 
-`python -m faults.machine N [SEED]` drives N schedules and prints what it counted. Children are forked
-by a maker: a process that has imported everything once, has no threads, and is told what to do on its standard input.
+`python -m faults.machine N [SEED]` drives N schedules, or as many as there were before Ctrl-C, and prints what it counted.
+Children are forked by a maker: a process that has imported everything once, has no threads, and is told what to do on
+its standard input.
 """
 
 import json
@@ -367,6 +368,8 @@ def drive(schedules: int, number: int | None = None, steps: int = 6) -> Counter[
         )  # fmt: skip
         try:
             run_state_machine_as_test(seed(number)(machine) if number is not None else machine, settings=profile)
+        except KeyboardInterrupt:  # a person has seen enough: what was driven counts
+            pass
         finally:
             floor.count()
             maker.close()
@@ -393,7 +396,10 @@ def main(schedules: int, number: int, workers: int = 2) -> int:  # exit code
     parts = [
         subprocess.Popen([*command, str(size), str(number + n)], stdout=subprocess.PIPE, text=True) for n, size in enumerate(share)
     ]
-    said = [part.communicate()[0] for part in parts]
+    try:
+        said = [part.communicate()[0] for part in parts]
+    except KeyboardInterrupt:
+        said = [part.communicate()[0] for part in parts]
     if any(part.returncode for part in parts):
         print(f"an invariant was broken: see above (seed {number})", file=sys.stderr)
         return 1
