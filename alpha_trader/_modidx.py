@@ -534,7 +534,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'alpha_trader.desk.open_book': ('desk.html#open_book', 'alpha_trader/desk.py'),
                                    'alpha_trader.desk.open_broker': ('desk.html#open_broker', 'alpha_trader/desk.py'),
                                    'alpha_trader.desk.open_desk': ('desk.html#open_desk', 'alpha_trader/desk.py'),
-                                   'alpha_trader.desk.open_kis': ('desk.html#open_kis', 'alpha_trader/desk.py'),
                                    'alpha_trader.desk.rehearsal': ('desk.html#rehearsal', 'alpha_trader/desk.py'),
                                    'alpha_trader.desk.serving': ('desk.html#serving', 'alpha_trader/desk.py'),
                                    'alpha_trader.desk.session_named': ('desk.html#session_named', 'alpha_trader/desk.py'),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REAL', 'LEASE', 'account_in_use', 'use_fresh', 'last_traded', 'sessions_to_trade', 'next_decision', 'session_named',
-           'checked_session', 'check_has_bars', 'open_kis', 'open_broker', 'ahead_of', 'clock_of', 'with_opening',
-           'tape_for', 'copied', 'BehindGlass', 'Place', 'rehearsal', 'workplace', 'champion', 'standing', 'serving',
-           'as_judged', 'champion_expires', 'open_book', 'desk_at', 'open_desk']
+           'checked_session', 'check_has_bars', 'open_broker', 'ahead_of', 'clock_of', 'with_opening', 'tape_for',
+           'copied', 'BehindGlass', 'Place', 'rehearsal', 'workplace', 'champion', 'standing', 'serving', 'as_judged',
+           'champion_expires', 'open_book', 'desk_at', 'open_desk']
 
 # %% ../nbs/12e_desk.ipynb #ea0063ca
 import sqlite3
@@ -17,7 +17,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from .context import current_run
 from .cycle import Desk, last_entry_session
 from .domain import Account, InputError, RunError
 from .fills import cost_rules
+from .kis_broker import open_kis
 from .models import Ensemble
 from .registry import ModelCard, check_serves, load_model, read_meta
 from .research import load_bars, open_source
@@ -144,12 +144,6 @@ def check_has_bars(
         raise InputError(f"session: {session} lies beyond {newest}, where the bars end; allowed: up to {newest}")
 
 # %% ../nbs/12e_desk.ipynb #5c1a1201
-def open_kis(settings: Settings, clock: Callable[[], datetime]) -> Broker:
-    "Korea Investment & Securities"
-    opened: Broker = import_module("alpha_trader.kis_broker").open_kis(settings, clock)
-    return opened
-
-
 REAL: dict[str, Callable[[Settings, Callable[[], datetime]], Broker]] = {"alpaca": open_alpaca, "kis": open_kis}
 
 

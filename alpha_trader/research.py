@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +31,7 @@ from .drift import WINDOW, Normal, drift_path, drifted, fit_normal
 from .features import FeatureSet, features
 from .fills import cost_rules, round_trip_cost
 from .kernels import PACKAGE, source_hash
+from .kis_data import open_kis_bars
 from .labels import label_returns, purge
 from .models import complete_rows, usable_folds, walk_forward_predict
 from .samples import source_for
@@ -51,8 +51,7 @@ def open_source(
     if data.source == "alpaca":
         return AlpacaBars(partial(line_of, settings, True), data.watchlist, settings.alpaca.feed, data.since, clock, data.delay)
     if data.source == "kis":
-        opened: BarSource = import_module("alpha_trader.kis_data").open_kis_bars(settings, clock)
-        return opened
+        return open_kis_bars(settings, clock)
     return source_for(settings)
 
 # %% ../nbs/12b_research.ipynb #92f58c4a
