@@ -405,7 +405,9 @@ def kis_line(
     "A guarded line to KIS"
     check_keys(real, paper, account)
     from pykis import KisAccountNumber, PyKis
+    from pykis.logging import logger
 
+    logger.handlers.clear()  # it writes to standard output, where a program may be reading our answer
     twin = {"virtual_id": hts_id, "virtual_appkey": paper.key, "virtual_secretkey": paper.secret} if paper else {}
     kis = PyKis(id=hts_id, account=account, appkey=real.key, secretkey=real.secret, use_websocket=False, **twin)
     worlds = {REAL: real} | ({PAPER: paper} if paper else {})

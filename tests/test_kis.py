@@ -204,6 +204,14 @@ def test_fault_23_a_read_waits_its_turn_and_gives_up_after_three(real: Bench, st
     assert len(real.asked("price-detail")) == 6
 
 
+def test_the_library_does_not_talk_into_our_answers(real: Bench) -> None:
+    "As it comes it warns on standard output, in colour, where `--json` is being read"
+    from pykis.logging import logger
+
+    assert real.broker().quote("ACME") is not None
+    assert logger.handlers == []
+
+
 @pytest.mark.parametrize("code", ["EGW00123", "EGW00121"])
 def test_fault_23_28_a_dead_token_is_replaced_once(real: Bench, code: str) -> None:
     "EGW00121 is never recovered by the library; EGW00123 is, for ever"
