@@ -652,6 +652,19 @@ def lists_of_today(of: Bench, page: str) -> Callable[[Request], bool]:
     return lambda request: request.path.endswith(page) and bool(of.exchange.orders)
 
 
+def test_an_order_that_rests_beyond_the_close_is_alive(real: Bench) -> None:
+    "A person may have prolonged it into the evening: the list of resting orders wins over the calendar"
+    broker = real.broker()
+    broker.submit(buy())
+    waiting = broker.submit(target(200))
+    [row] = real.service.pages([real.service.row(real.service.book()[1])], {"CTX_AREA_NK200": ""}, "nccs")[1]["output"]
+    real.exchange.to(session_close(DAYS[0]))
+    assert broker.order(waiting.broker_id).status is OrderStatus.EXPIRED
+    prolonged = row | {"rvse_cncl_dvsn_cd": "00", "nccs_qty": "10"}
+    real.service.fault(Fault(at(RESTING), "reply", change=lambda body: body | {"output": [prolonged]}, times=99))
+    assert broker.order(waiting.broker_id).status is OrderStatus.OPEN
+
+
 def test_without_the_list_of_resting_orders_the_other_one_stands(real: Bench) -> None:
     "It comes and goes in KIS's own samples; an order of today with shares left is alive then, as in the paper world"
     broker = real.broker()
