@@ -51,7 +51,7 @@ def run(
         {"notebook": notebook, "status": result.status, "report": str(result.report_html), "error": result.error or None}, json_
     )
     if result.status == "failed":
-        raise typer.Exit(1)
+        raise typer.Exit(2 if result.wrong_input else 1)
 
 # %% ../nbs/19a_daily.ipynb #29f42677
 def rate(value: float | None, form: str) -> str:
@@ -246,7 +246,10 @@ def judge(
     workspace = Workspace()
     settings, engine = workspace.settings, workspace.engine
     passport = asked_of(settings, engine, model_named(engine, model), utc_now())
-    show(passport.table(), json_, f"{model}: {passport.text}")
+    if json_:
+        typer.echo(to_json({"model": model, "passed": passport.passed, "text": passport.text, **passport.asdict()}))
+        return
+    show(passport.table(), False, f"{model}: {passport.text}")
 
 # %% ../nbs/19a_daily.ipynb #0932d7b4
 def status(json_: Json = False) -> None:

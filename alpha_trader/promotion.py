@@ -212,7 +212,7 @@ def roll_back(
     row = champion(settings, engine, load_bars(settings))
     before = None if row is None else previous_champion(engine, row)
     if row is None or before is None:
-        raise ModelError("rollback: there is no earlier champion to go back to")
+        raise InputError("rollback: there is no earlier champion to go back to")
     return promote_by_hand(settings, engine, before.id, f"rolled back from {row.id}: {reason_given(reason)}", now)
 
 # %% ../nbs/13f_promotion.ipynb #834a9eee

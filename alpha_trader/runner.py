@@ -51,11 +51,11 @@ from traitlets.config import Config
 
 import alpha_trader
 from .context import RunContext, using_run
-from .domain import AlphaTraderError, InputError, Run, RunError, RunStatus
+from .domain import AlphaTraderError, DataError, InputError, Run, RunError, RunStatus
 from .kernels import source_hash
 from .logs import Scrubber, get_log, is_sensitive
 from .sessions import calendar
-from .settings import Settings
+from .settings import Settings, SettingsError
 from .store import AlreadyDone, Provenance, RunRow, begin_run, finish_run, open_store, reading, this_process
 
 # %% ../nbs/14_runner.ipynb #c5415135
@@ -750,6 +750,7 @@ class RunResult:
     executed: Path  # the notebook with its outputs
     run_id: int  # row in the table of runs
     error: str = ""  # one scrubbed line; "" unless failed
+    wrong_input: bool = False  # it failed because of what it was asked or given, and would again
 
 # %% ../nbs/14_runner.ipynb #07890183
 @dataclass(frozen=True)
@@ -892,7 +893,8 @@ def finished(
     row = finish_run(engine, run.id, status, now(), report, failure.line if failure else "", job.scrub)
     if failure and isinstance(failure.error, KeyboardInterrupt):
         raise KeyboardInterrupt
-    return RunResult(str(status), files.report, files.executed, run.id, row.error)
+    wrong = failure is not None and isinstance(failure.error, (DataError, InputError, SettingsError))
+    return RunResult(str(status), files.report, files.executed, run.id, row.error, wrong)
 
 # %% ../nbs/14_runner.ipynb #90b1a77d
 LIBRARIES = ("nbformat", "papermill", "plotly.io", "plotly.graph_objects", "pandas", "sqlalchemy.dialects.sqlite", "lightgbm", "xgboost")

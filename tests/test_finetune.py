@@ -201,10 +201,13 @@ def test_retraining_by_hand_and_a_recipe_without_trees(workspace: Path) -> None:
     assert empty.code == 1 and "there is no champion" in empty.out and "Traceback" not in empty.out + empty.err
     assert alpha_trader(workspace, "run", "train", "-p", "session", "2013-02-01").code == 0
     plain = alpha_trader(workspace, "run", "finetune", "--as-of", "2013-03-04")
-    assert plain.code == 1 and "adds no trees between full fits" in plain.out
+    assert plain.code == 2 and "adds no trees between full fits" in plain.out
     assert "Traceback" not in plain.out + plain.err
-    assert len(store(workspace)["models"]) == 1
-    edit_settings(workspace, {"model.lightgbm_rounds": 7})
+    edit_settings(workspace, {"model.min_train": 5000})
+    nothing = alpha_trader(workspace, "run", "train", "-p", "session", "2013-02-04")
+    assert nothing.code == 2 and "more than [model] min_train = 5000" in nothing.out, "nothing trainable at all"
+    assert len(store(workspace)["models"]) == len(list((workspace / "models").glob("[0-9a-f]*"))) == 1
+    edit_settings(workspace, {"model.min_train": 2900, "model.lightgbm_rounds": 7})
     done = alpha_trader(workspace, "run", "retrain", "--as-of", "2013-03-04", "--json")
     assert done.code == 0, done
     rows = store(workspace)["models"]

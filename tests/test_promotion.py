@@ -108,7 +108,7 @@ def test_promotion_is_explicit_and_kept(lab: Lab) -> None:
     for model, reason, error in (("0" * 12, "why", InputError), (other.id, "", InputError)):
         with pytest.raises(error):
             promotion.promote_by_hand(settings, engine, model, reason, NOW)
-    with pytest.raises(ModelError, match="no earlier champion"):
+    with pytest.raises(InputError, match="no earlier champion"):
         promotion.roll_back(settings, engine, "why", NOW)
     promotion.promote_by_hand(settings, engine, other.id, "an experiment", NOW)
     back = promotion.roll_back(settings, engine, "it failed", NOW)
