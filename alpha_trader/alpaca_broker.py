@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATUS', 'KINDS', 'PAGES', 'DIVIDENDS', 'CASH_ONLY', 'BOOKED', 'LATE', 'KEEP', 'own_name', 'identifier', 'order_of',
            'wire', 'order_body', 'walk_orders', 'walk_tokens', 'fill_of', 'action_of', 'Memory', 'fingerprint',
-           'AlpacaAccount', 'asset_of', 'AlpacaOrders', 'AlpacaBroker', 'stamp', 'position_of', 'PaperBroker',
+           'asset_of', 'AlpacaAccount', 'AlpacaOrders', 'AlpacaBroker', 'stamp', 'position_of', 'PaperBroker',
            'LiveBroker', 'paper_broker', 'live_broker', 'open_alpaca']
 
 # %% ../nbs/11a_alpaca_broker.ipynb #3655ed5a
@@ -199,6 +199,12 @@ def fingerprint(number: str) -> str:  # 12 hexadecimal digits
     return hashlib.blake2b(number.encode(), digest_size=6).hexdigest()
 
 
+def asset_of(row: Mapping[str, Any], fractional: bool) -> Asset:
+    "What may be traded, and in which steps"
+    tick = decimal(row.get("price_increment") or "0.01", "price_increment")
+    return Asset(str(row["symbol"]), bool(row["tradable"]), bool(row["fractionable"]) and fractional, tick)
+
+# %% ../nbs/11a_alpaca_broker.ipynb #5c1a1108
 class AlpacaAccount:
     "What the account is and holds, and when the market is open"
 
@@ -251,12 +257,6 @@ class AlpacaAccount:
     def positions(self) -> list[Position]:
         rows = self.memory.get("positions", lambda: self.line.read("/positions", what="positions"))
         return sorted((position_of(row) for row in rows), key=lambda position: position.symbol)
-
-
-def asset_of(row: Mapping[str, Any], fractional: bool) -> Asset:
-    "What may be traded, and in which steps"
-    tick = decimal(row.get("price_increment") or "0.01", "price_increment")
-    return Asset(str(row["symbol"]), bool(row["tradable"]), bool(row["fractionable"]) and fractional, tick)
 
 # %% ../nbs/11a_alpaca_broker.ipynb #a5001717
 class AlpacaOrders(AlpacaAccount):

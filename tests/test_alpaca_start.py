@@ -227,21 +227,23 @@ def test_a_host_of_the_other_world(workspace: Path, mode: str, host: str) -> Non
 # --- how many requests a cycle needs
 
 
-def test_a_cycle_of_seven_orders_asks_twenty_times_at_most(workspace: Path) -> None:
-    "32 symbols, seven purchases: counted at the server, from the opening of the desk to the end of the run"
+@pytest.mark.parametrize(("stops", "orders", "most"), [("close", 7, 20), ("bar", 14, 34)])
+def test_what_a_cycle_asks(workspace: Path, stops: str, orders: int, most: int) -> None:
+    """32 symbols, seven purchases, with and without a stop that rests behind each of them: counted at the server, from
+    the opening of the desk to the end of the run. (The first cycle of all asks once more, whose account it is.)"""
     tape = synthetic_panel(32, 300, seed=5, start=date(2023, 1, 3))
     exchange = Exchange(tape, session_open(FIRST) + timedelta(minutes=1), CAPITAL)
     service = Alpaca(exchange, CAPITAL)
-    configure(workspace, service.url, tape.symbols, **{"signals.confidence": 0.0001})
+    configure(workspace, service.url, tape.symbols, **{"signals.confidence": 0.0001, "risk.stop_check": stops})
     place = Place(workspace, service, Recorder(service.wire))
-    work = [place.say("run", name) for name in ("ingest", "train")]
-    assert [answer.code for answer in work] == [0, 0], work
+    work = alpha_traders(workspace, ["run", "ingest"], ["run", "train"], ["close", "--all"])
+    assert [answer.code for answer in work] == [0, 0, 0] and not exchange.orders, work
     before = len(place.record.pairs)
     traded = place.say("run", "trade", "--as-of", str(FIRST))
     assert traded.code == 0, traded
     asked = [f"{request.method} {request.path}" for request, _ in place.record.pairs[before:]]
-    assert asked.count("POST /v2/orders") == len(exchange.orders) == 7
+    assert asked.count("POST /v2/orders") == len(exchange.orders) == orders
     asked.remove("GET /v2/clock")  # `clock = broker`, which no person needs
-    assert len(asked) <= 20, asked
+    assert len(asked) <= most, asked
     assert place.record.judge() > 20
     service.wire.close()
