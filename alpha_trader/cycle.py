@@ -751,7 +751,7 @@ def withdraw(desk: Desk, outcomes: Sequence[Outcome]) -> list[Outcome]:
     acting = (desk.fence, desk.clock, desk.sleep)
     return [cancel_intent(desk.engine, desk.broker, o.client_id, *acting, deadline(desk)) for o in outcomes]
 
-
+# %% ../nbs/12c_cycle.ipynb #20c36af9
 def carry_out(desk: Desk, intents: Sequence[OrderIntent]) -> list[Outcome]:
     "Write intents down, then send those that were not sent, and wait for what can be waited for"
     if not intents:
@@ -776,7 +776,7 @@ def resting(desk: Desk) -> dict[str, list[Outcome]]:  # by symbol
             found.setdefault(outcome.intent.symbol, []).append(outcome)
     return found
 
-
+# %% ../nbs/12c_cycle.ipynb #31412430
 def sellable(desk: Desk) -> dict[str, Decimal]:  # shares, by symbol
     "What we may sell: our own shares, as far as no order holds them"
     free = {position.symbol: position.quantity_free for position in desk.broker.positions()}
@@ -792,7 +792,7 @@ def last_attempt(
     with reading(desk.engine) as db:
         return db.scalars(select(IntentRow).where(*same, *kinds).order_by(IntentRow.attempt.desc())).first()
 
-
+# %% ../nbs/12c_cycle.ipynb #749bd116
 def no_more_than(
     desk: Desk,
     intent: OrderIntent,  # a sale that was not sent yet
@@ -808,7 +808,7 @@ def no_more_than(
         record_risk(db, desk.account, "sale_cut", f"{most} of {intent.quantity} shares are ours and free", now, desk.session, intent.symbol)
     return replace(intent, quantity=most, attempt=known.attempt + 1 if known else 1) if most > 0 else None
 
-# %% ../nbs/12c_cycle.ipynb #fd31c3b3
+# %% ../nbs/12c_cycle.ipynb #18c5a276
 def send_exits(desk: Desk, rows: Sequence[DecisionRow]) -> list[Outcome]:
     "Sell what the plan sells, once its shares are free"
     wanted = [intent_of(desk, row) for row in rows if row.quantity < 0]
@@ -831,7 +831,7 @@ def fits(outcome: Outcome, intent: OrderIntent | None) -> bool:
     "Whether a resting stop is the one that is wanted"
     return intent is not None and (outcome.left, outcome.intent.stop_price) == (intent.quantity, intent.stop_price)
 
-
+# %% ../nbs/12c_cycle.ipynb #d85e6c9b
 def wanted_stops(desk: Desk, leaving: set[str]) -> dict[str, OrderIntent]:  # by symbol
     "The stops that should rest now"
     if not (risk_rules(desk.settings.risk).stop_in_bar and desk.broker.caps.stop):
@@ -839,7 +839,7 @@ def wanted_stops(desk: Desk, leaving: set[str]) -> dict[str, OrderIntent]:  # by
     stops = {symbol: lasting_stop(desk, row) for symbol, row in held_now(desk).items() if symbol not in leaving}
     return {symbol: stop for symbol, stop in sorted(stops.items()) if stop is not None}
 
-# %% ../nbs/12c_cycle.ipynb #c38b0e81
+# %% ../nbs/12c_cycle.ipynb #a5229647
 def lasting_stops(
     desk: Desk,
     leaving: set[str],  # symbols whose sale is under way
