@@ -27,7 +27,6 @@ from sqlalchemy.orm import Session
 
 from .broker import Broker, Look, look, lookalikes, mismatch, refusal
 from alpha_trader.domain import (
-    TERMINAL_INTENTS,
     Account,
     AuthFailed,
     BrokerError,
@@ -102,21 +101,27 @@ def outcome_of(db: Session, row: IntentRow) -> Outcome:
     return Outcome(row.noun(), row.status, filled, average, row.broker_id, row.error)
 
 # %% ../nbs/12_execution.ipynb #567e2141
-def rival_of(db: Session, intent: OrderIntent) -> IntentRow | None:
+def rival_of(
+    intent: OrderIntent,
+    alive: Sequence[IntentRow],  # of the account
+) -> IntentRow | None:
     "Another intent of the same symbol, side and purpose that is still alive"
-    same = [getattr(IntentRow, name) == getattr(intent, name) for name in ("account", "symbol", "side", "purpose")]
-    other = select(IntentRow).where(*same, IntentRow.status.not_in(TERMINAL_INTENTS), IntentRow.client_id != intent.client_id)
-    return db.scalars(other).first()
+    same = (row for row in alive if (row.symbol, row.side, row.purpose) == intent.identity[3:6])
+    return next((row for row in same if row.client_id != intent.client_id), None)
 
 # %% ../nbs/12_execution.ipynb #822b83b1
 def record_one(
     db: Session,  # of `writing`
-    intent: OrderIntent, known: bool, run_id: int | None, now: datetime, fence: int,
+    intent: OrderIntent,
+    alive: list[IntentRow],  # of the account; the new one is added
+    run_id: int | None, now: datetime, fence: int,
 ) -> Outcome:
     "Write one intent down, or find it, or say which other one stands in its way"
-    rival = None if known else rival_of(db, intent)
-    if rival is None:
-        return outcome_of(db, record_intent(db, intent, now, run_id, fence))
+    rival = rival_of(intent, alive)
+    if rival is None or db.get(IntentRow, intent.client_id) is not None:
+        row = record_intent(db, intent, now, run_id, fence)
+        alive += [] if row.status.terminal else [row]
+        return outcome_of(db, row)
     sentence = f"{rival.client_id} is still {rival.status}"
     return Outcome(intent, IntentStatus.DROPPED, Decimal(0), None, None, sentence)
 
@@ -129,9 +134,8 @@ def record_intents(
 ) -> list[Outcome]:  # in the same order
     "Write a plan down, all or nothing; what was written before is found"
     with writing(engine) as db:
-        names = [intent.client_id for intent in intents]
-        known = {row.client_id: row for row in db.scalars(select(IntentRow).where(IntentRow.client_id.in_(names)))}
-        return [record_one(db, intent, intent.client_id in known, run_id, now, fence) for intent in intents]
+        alive = {account: live_intents(db, account) for account in {intent.account for intent in intents}}
+        return [record_one(db, intent, alive[intent.account], run_id, now, fence) for intent in intents]
 
 # %% ../nbs/12_execution.ipynb #5eb1a5ca
 def guard(
@@ -140,11 +144,12 @@ def guard(
     fence: int,  # of our lease
 ) -> None:
     "Stop when another process has taken the account over"
+    if db.scalar(select(LeaseRow.fence).where(LeaseRow.account == account)) == fence:
+        return
     lease = db.get(LeaseRow, account)
     if lease is None:
         raise RunError(f"account {account!r}: nobody holds its lease, so nothing may be sent or booked")
-    if lease.fence != fence:
-        raise LeaseHeld(account, lease.holder, lease.pid, lease.host, lease.expires_at)
+    raise LeaseHeld(account, lease.holder, lease.pid, lease.host, lease.expires_at)
 
 # %% ../nbs/12_execution.ipynb #2158399f
 def claim_row(
@@ -242,7 +247,7 @@ def adopt(
     if status is IntentStatus.CONFLICT and row.status is IntentStatus.DROPPED:
         return  # a person has decided about it
     late = row.status in (IntentStatus.DROPPED, IntentStatus.REJECTED) and status != row.status
-    doubled = late and not status.terminal and rival_of(db, row.noun()) is not None
+    doubled = late and not status.terminal and rival_of(row.noun(), live_intents(db, row.account)) is not None
     if status is IntentStatus.CONFLICT and row.status is not status:
         alarm(db, row.account, "conflict", row.symbol, wrong or f"{order.broker_id} was replaced at the broker", now, stop=True)
     elif late:
