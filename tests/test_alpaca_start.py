@@ -5,6 +5,7 @@ other process knows only an address, a key and the broker's clock.
 """
 
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -16,6 +17,7 @@ from commands import Answer, alpha_trader, alpha_traders, edit_settings, store
 from servers.alpaca import KEY, SECRET, Alpaca
 from servers.exchange import Exchange
 from servers.record import Recorder
+from servers.wire import Reply, Request
 
 from alpha_trader.alpaca_broker import LiveBroker, PaperBroker, open_alpaca
 from alpha_trader.domain import AlphaTraderError, AuthFailed, OrderIntent, Purpose, Side
@@ -24,7 +26,7 @@ from alpha_trader.sessions import session_close, session_open
 from alpha_trader.settings import LIVE_HOST, PAPER_HOST, load_settings
 
 CAPITAL = Decimal(100_000)
-TAPE = synthetic_panel(6, 300, seed=3, start=date(2023, 1, 3))
+TAPE = synthetic_panel(6, 300, seed=3, start=date(2023, 1, 3), drift=0.003)  # so that any model buys
 DAYS = [day.item() for day in TAPE.sessions]
 FIRST = DAYS[280]  # the session that is traded first
 SETTINGS: dict[str, object] = {
@@ -45,16 +47,27 @@ SETTINGS: dict[str, object] = {
 
 @dataclass
 class Place:
-    "A workspace, and the broker it is pointed at"
+    "A workspace, and the broker it is pointed at, whose clock runs: one at rest would soon seem to be wrong"
 
     root: Path
     service: Alpaca
     record: Recorder
 
+    def __post_init__(self) -> None:
+        answer = self.service.wire.answer
+
+        def in_time(request: Request) -> Reply:
+            self.service.exchange.to(self.began + timedelta(seconds=time.monotonic() - self.at))
+            return answer(request)
+
+        self.to(self.service.exchange.now)
+        self.service.wire.answer = in_time
+
     def say(self, *words: str) -> Answer:
         return alpha_trader(self.root, *words)
 
     def to(self, moment: datetime) -> None:
+        self.began, self.at = moment, time.monotonic()
         self.service.exchange.to(moment)
 
 
@@ -86,8 +99,11 @@ def test_the_whole_way(place: Place) -> None:
     for word in ("ingest", "train", "backtest", f"trade         {FIRST} decision"):
         assert word in answer.out, answer.out
     assert "daily_report" not in answer.out
-    bought = {order.symbol: order.quantity for order in exchange.orders.values()}
-    assert bought and all(order.status == "filled" for order in exchange.orders.values())
+    bought = {order.symbol: order for order in exchange.orders.values() if order.side == "buy"}
+    guards = {order.symbol: order for order in exchange.orders.values() if order.kind == "stop"}
+    assert bought and all(order.status == "filled" for order in bought.values())
+    assert len(bought) + len(guards) == len(exchange.orders) and set(guards) == set(bought)
+    assert all(order.tif == "gtc" and order.left == bought[name].quantity for name, order in guards.items())
     assert all(order.client_id.startswith("at-paper-demo-") for order in exchange.orders.values())
     rows = store(place.root)
     assert [(row["id"], row["broker"], row["environment"]) for row in rows["accounts"]] == [
@@ -231,7 +247,7 @@ def test_a_host_of_the_other_world(workspace: Path, mode: str, host: str) -> Non
 def test_what_a_cycle_asks(workspace: Path, stops: str, orders: int, most: int) -> None:
     """32 symbols, seven purchases, with and without a stop that rests behind each of them: counted at the server, from
     the opening of the desk to the end of the run. (The first cycle of all asks once more, whose account it is.)"""
-    tape = synthetic_panel(32, 300, seed=5, start=date(2023, 1, 3))
+    tape = synthetic_panel(32, 300, seed=5, start=date(2023, 1, 3), drift=0.003)
     exchange = Exchange(tape, session_open(FIRST) + timedelta(minutes=1), CAPITAL)
     service = Alpaca(exchange, CAPITAL)
     configure(workspace, service.url, tape.symbols, **{"signals.confidence": 0.0001, "risk.stop_check": stops})
