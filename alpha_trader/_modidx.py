@@ -61,6 +61,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'alpha_trader/alpaca_broker.py'),
                                             'alpha_trader.alpaca_broker.action_of': ( 'alpaca_broker.html#action_of',
                                                                                       'alpha_trader/alpaca_broker.py'),
+                                            'alpha_trader.alpaca_broker.actions_of': ( 'alpaca_broker.html#actions_of',
+                                                                                       'alpha_trader/alpaca_broker.py'),
                                             'alpha_trader.alpaca_broker.asset_of': ( 'alpaca_broker.html#asset_of',
                                                                                      'alpha_trader/alpaca_broker.py'),
                                             'alpha_trader.alpaca_broker.fill_of': ( 'alpaca_broker.html#fill_of',

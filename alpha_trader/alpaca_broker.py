@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['STATUS', 'KINDS', 'PAGES', 'DIVIDENDS', 'CASH_ONLY', 'BOOKED', 'LATE', 'KEEP', 'own_name', 'identifier', 'order_of',
-           'wire', 'order_body', 'walk_orders', 'walk_tokens', 'fill_of', 'action_of', 'Memory', 'fingerprint',
-           'asset_of', 'AlpacaAccount', 'AlpacaOrders', 'AlpacaBroker', 'stamp', 'position_of', 'PaperBroker',
-           'LiveBroker', 'paper_broker', 'live_broker', 'open_alpaca']
+           'wire', 'order_body', 'walk_orders', 'walk_tokens', 'fill_of', 'action_of', 'actions_of', 'Memory',
+           'fingerprint', 'asset_of', 'AlpacaAccount', 'AlpacaOrders', 'AlpacaBroker', 'stamp', 'position_of',
+           'PaperBroker', 'LiveBroker', 'paper_broker', 'live_broker', 'open_alpaca']
 
 # %% ../nbs/11a_alpaca_broker.ipynb #3655ed5a
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -173,6 +174,21 @@ def action_of(
         return CorporateAction(symbol, session, "split", 1 + quantity / before if before else Decimal(1), quantity, cash)
     amount = decimal(row.get("per_share_amount") or 0, "per_share_amount")
     return CorporateAction(symbol, session, "dividend" if kind == "DIV" else f"{kind} {row['id']}", amount, Decimal(0), cash)
+
+# %% ../nbs/11a_alpaca_broker.ipynb #5c1a1110
+def actions_of(
+    rows: Sequence[Mapping[str, Any]],  # of the journal, oldest first
+    held: Mapping[str, Decimal],  # shares by symbol, now
+) -> list[CorporateAction]:
+    "What was booked, each told apart from the others"
+    found, seen = list[CorporateAction](), set[tuple[str, date, str]]()
+    for row in rows:
+        action = action_of(row, held)
+        if (action.symbol, action.session, action.kind) in seen:
+            action = replace(action, kind=f"{row['activity_type']} {row['id']}")
+        seen.add((action.symbol, action.session, action.kind))
+        found.append(action)
+    return found
 
 # %% ../nbs/11a_alpaca_broker.ipynb #31198fa3
 class Memory:
@@ -343,7 +359,7 @@ class AlpacaBroker(AlpacaOrders):
         rows = [row for row in journal if row["activity_type"] != "FILL"]
         splits = any(row["activity_type"] == "SPLIT" for row in rows)
         held = {position.symbol: position.quantity for position in self.positions()} if splits else {}
-        return [action_of(row, held) for row in rows]
+        return actions_of(rows, held)
 
     def journal(self, since: datetime) -> list[dict[str, Any]]:
         "Rows of the account's journal, oldest first"
