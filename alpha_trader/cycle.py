@@ -64,6 +64,8 @@ from .drift import WINDOW, Drift, Normal, measure_drift
 from .features import FeatureSet, features, volatility
 from .fills import cost_rules, exit_level, market_value, round_cents, round_trip_cost, split_price
 from .labels import label_returns, purge
+
+# %% ../nbs/12c_cycle.ipynb #43050e3c
 from .models import Ensemble, predict_panel
 from .plan import Book, Funds, Market, Orders, empty_orders, plan, plan_rules, recheck_entries
 from .registry import ModelCard

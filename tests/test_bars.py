@@ -168,7 +168,7 @@ def frames(draw) -> pd.DataFrame:
     return bars_frame(DAYS[:rows], {name: draw(arrays(float, rows, elements=numbers)) for name in COLUMNS})
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(frame=frames())
 def test_what_goes_into_the_cache_comes_out(tmp_path, frame):
     write_bars(tmp_path, "ACME", frame, "test", "one", NOON)

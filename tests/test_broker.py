@@ -605,7 +605,7 @@ moves = st.lists(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(moves=moves, rule=st.sampled_from(["margin", "t1"]))
 def test_money_and_shares_are_never_invented(moves: list, rule: str) -> None:
     "cash = capital + fills + actions, shares = fills + actions, neither below zero, whatever is asked for"

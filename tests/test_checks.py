@@ -172,7 +172,7 @@ some_days = sessions_between(date(2012, 12, 20), date(2013, 1, 10))
 dates = st.sampled_from(some_days) | st.dates() | st.datetimes() | st.text(max_size=10) | st.none() | st.integers()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_garbage_is_answered(data):
     rows = data.draw(st.integers(0, 6))
@@ -192,7 +192,7 @@ lows, splits, closes = (st.sampled_from(cells) for cells in ([9, 10, 10.5, -1, n
 bars = st.tuples(st.sampled_from(some_days), lows, splits, closes)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(bars, max_size=12))
 def test_what_was_cleaned_once_is_clean(rows):
     "A second check of what the first one let through drops nothing more"

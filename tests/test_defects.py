@@ -9,7 +9,7 @@ from decimal import Decimal
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from alpha_trader.backtest import Backtest, fills_frame, run_backtest
@@ -79,7 +79,6 @@ def pyramid(runs: int, share: float, exposure: float = 0.80) -> list[float]:
     return shares
 
 
-@settings(deadline=None)  # the first example may compile
 @given(st.floats(0.71, 1.0), st.integers(1, 12), st.integers(1, 12), st.booleans())
 def test_da_1_a_signal_is_bought_once(confidence: float, runs: int, symbols: int, filled: bool) -> None:
     "DA-1: however often the same signals are decided on, with the orders waiting or filled, no symbol passes its 10 %"
@@ -125,7 +124,6 @@ def test_da_8_as_it_was() -> None:
     assert [bool(day_loss_breached(value, values[0], RULES.risk)) for value in values].index(True) == 5
 
 
-@settings(deadline=None)  # the first example may compile
 @given(st.lists(st.floats(-0.015, 0.01), min_size=1, max_size=60))
 def test_da_8_looking_changes_nothing(steps: list[float]) -> None:
     "DA-8: whether the limit is passed depends on the previous close and the value now, not on the looks between"
@@ -167,7 +165,6 @@ def test_da_9_as_it_was() -> None:
     assert halving(100, 7) == [100, 50, 25, 13, 7, 4, 2, 1]
 
 
-@settings(deadline=None)  # the first example may compile
 @given(st.integers(1, 10_000), st.integers(1, 12), st.floats(110.0, 500.0))
 def test_da_9_the_target_is_taken_once(quantity: int, runs: int, price: float) -> None:
     "DA-9: at the target half is sold, or the one share there is, and the rest stays for as long as the signal says so"
@@ -199,7 +196,6 @@ def confident_sale(quantity: float, confidence: float) -> int:
     return min(max(int(quantity * confidence), 1), int(quantity))
 
 
-@settings(deadline=None)  # the first example may compile
 @given(st.decimals("2", "100000", places=6), st.floats(0.701, 0.999))
 def test_da_10_a_sale_closes(quantity: Decimal, confidence: float) -> None:
     "DA-10, A-18: a SELL sells all that is held, to the millionth of a share; the old rule always left something"
@@ -285,7 +281,6 @@ def test_da_12_in_the_backtest() -> None:
         assert rows_of(result, Reason.SWAP_OUT)["row"].tolist() == bought
 
 
-@settings(deadline=None)  # the first example may compile
 @given(st.lists(st.booleans(), min_size=9, max_size=9), st.lists(st.floats(0.0, 0.05), min_size=12, max_size=12))
 def test_da_12_no_unfilled_sale_breaks_a_limit(filled: list[bool], forecasts: list[float]) -> None:
     "DA-12: whichever of the sales are filled, after the purchases there are no more than seven, and no more than 80 %"

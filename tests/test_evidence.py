@@ -131,7 +131,7 @@ def slow_logits(returns: np.ndarray, blocks: int) -> list[float]:
     return logits
 
 
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25)
 @given(st.sampled_from([4, 6, 8]), st.integers(2, 12), st.integers(0, 999), st.integers(80, 130))
 def test_sums_of_blocks_give_the_papers_logits(blocks: int, count: int, seed: int, sessions: int) -> None:
     returns = np.random.default_rng(seed).standard_t(4, (sessions, count)) * 0.01

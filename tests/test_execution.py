@@ -937,7 +937,7 @@ class Trading(RuleBasedStateMachine):
 
 
 TestTrading = Trading.TestCase
-TestTrading.settings = settings(max_examples=12, stateful_step_count=15, deadline=None)
+TestTrading.settings = settings(max_examples=12, stateful_step_count=15)
 
 
 class Nameless(Trading):
@@ -947,10 +947,10 @@ class Nameless(Trading):
 
 
 TestNameless = Nameless.TestCase
-TestNameless.settings = settings(max_examples=6, stateful_step_count=15, deadline=None)
+TestNameless.settings = settings(max_examples=6, stateful_step_count=15)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", [Trading, Nameless])
 def test_many_more_schedules(machine: type[Trading]) -> None:
-    run_state_machine_as_test(machine, settings=settings(max_examples=400, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=400, stateful_step_count=30))

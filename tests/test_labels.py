@@ -40,7 +40,7 @@ def test_db_11_forty_false_labels_in_nine_symbols() -> None:
     assert np.nanmax(np.abs(open_to_open(levels, 5))) == 0.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.integers(1, 40), symbols=st.integers(1, 4), horizon=HORIZONS, seed=st.integers(0, 9999))
 def test_every_label_is_its_two_opens_and_nothing_else(rows: int, symbols: int, horizon: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -54,7 +54,7 @@ def test_every_label_is_its_two_opens_and_nothing_else(rows: int, symbols: int, 
             assert np.array_equal(labels[row, column], expected, equal_nan=True)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cut=st.integers(1, 119), horizon=HORIZONS)
 def test_cutting_off_the_future_removes_labels_and_changes_none(cut: int, horizon: int) -> None:
     panel = synthetic_panel(symbols=3, sessions=120, events=Events(splits=(("SYNA", 60, 2.0),)))
@@ -86,7 +86,7 @@ def test_real_splits_of_the_sample_are_no_returns() -> None:
     assert labels[crash, apple] < -0.4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 9999), share=st.floats(0.0, 0.49), later=st.floats(-0.99, 50.0))
 def test_clip_limits_know_only_their_training_rows(seed: int, share: float, later: float) -> None:
     rng = np.random.default_rng(seed)

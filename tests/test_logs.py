@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import structlog
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
@@ -132,7 +131,6 @@ json_values = st.recursive(
 )
 
 
-@hypothesis_settings(deadline=None)
 @given(json_values, st.sampled_from(["{}", "a{}b", "{}{}"]))
 def test_at_any_depth(value, around):
     "However deep a secret lies, in a value or in a key, it does not come out"
@@ -141,7 +139,6 @@ def test_at_any_depth(value, around):
     assert secret not in repr(Scrubber([SecretStr(secret)]).scrub(deep))
 
 
-@hypothesis_settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["a", "b", "c"]), st.integers() | st.booleans() | st.none()))
 def test_what_holds_no_text_comes_back_equal(value):
     assert Scrubber([SecretStr("0f-the-h0use")]).scrub(value) == value

@@ -114,7 +114,7 @@ def by_the_fills_page(opens, highs, lows, first: int, last: int, stop: float, ta
     return opens[last] / opens[first] - 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 9999), st.integers(1, 8), st.floats(-0.2, -0.005), st.floats(0.005, 0.2), st.floats(0.005, 0.08)
 )
@@ -161,7 +161,7 @@ def test_classes_by_barrier_are_stop_time_and_target() -> None:
     assert ((known[found == 1] > -0.05) & (known[found == 1] < 0.10)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 9999), st.integers(1, 6))
 def test_uniqueness_by_its_definition(seed: int, horizon: int) -> None:
     known = np.random.default_rng(seed).random((25, 2)) < 0.6
@@ -175,7 +175,7 @@ def test_uniqueness_by_its_definition(seed: int, horizon: int) -> None:
 # -- the forest ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 9999), st.sampled_from([2, 20, 32]), st.booleans(), st.sampled_from(["regression", "multiclass"])
 )
@@ -226,7 +226,7 @@ def test_what_a_forest_cannot_say_stays_with_lightgbm(change: dict) -> None:
     assert np.array_equal(Member("lightgbm", 1, loaded).predict(x), booster.predict(x))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 9999), st.integers(1, 5), st.booleans())
 def test_xgboost_to_the_last_bit(seed: int, depth: int, holes: bool) -> None:
     rng = np.random.default_rng(seed)

@@ -342,7 +342,7 @@ def test_an_interrupted_training_stops_at_once() -> None:
 RETURNS = st.floats(-0.5, 0.5).filter(lambda value: value == 0 or abs(value) > 1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(arrays(np.float64, st.tuples(st.integers(2, 6), st.integers(1, 4)), elements=RETURNS))
 def test_a_10_is_system_as_formula_on_complete_answers(predictions: np.ndarray) -> None:
     spread = np.std(predictions, axis=0)
@@ -352,7 +352,7 @@ def test_a_10_is_system_as_formula_on_complete_answers(predictions: np.ndarray) 
     assert ((agreement(predictions) >= 0.1 - 1e-12) & (agreement(predictions) <= 1)).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrays(np.float64, (4, 3), elements=RETURNS), arrays(np.bool_, (4, 3)))
 def test_absent_members_count_for_nothing(predictions: np.ndarray, absent: np.ndarray) -> None:
     predictions[absent] = np.nan
@@ -363,7 +363,7 @@ def test_absent_members_count_for_nothing(predictions: np.ndarray, absent: np.nd
         assert np.isnan(close) if len(present) < 2 else np.isclose(close, agreement(present[:, None])[0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 9999), st.integers(1, 8))
 def test_rank_ic_is_pandas_spearman(seed: int, symbols: int) -> None:
     rng = np.random.default_rng(seed)

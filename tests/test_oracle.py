@@ -567,7 +567,6 @@ def trials(
         max_examples=many if request.config.getoption("--slow") else few,
         derandomize=True,
         database=None,
-        deadline=None,
         phases=(Phase.explicit, Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )

@@ -96,7 +96,7 @@ def test_asking_the_sample():
 small = {"symbols": st.integers(1, 6), "sessions": st.integers(2, 60), "seed": st.integers(0, 2**32)}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**small)
 def test_invented_bars_could_have_been_printed(symbols, sessions, seed):
     panel = synthetic_panel(symbols, sessions, seed)
@@ -108,7 +108,7 @@ def test_invented_bars_could_have_been_printed(symbols, sessions, seed):
     np.testing.assert_array_equal(np.round(panel.volume), panel.volume)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(**small)
 def test_more_symbols_and_more_sessions_change_no_history(symbols, sessions, seed):
     fewer, more = synthetic_frames(symbols, sessions, seed), synthetic_frames(symbols + 2, sessions + 30, seed)

@@ -29,7 +29,7 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, int, str, int, int, list[Fold]]:
     return sessions, horizon, refit, least, embargo, walk_forward(sessions, horizon, refit, least, embargo)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_no_training_label_is_known_only_after_the_first_prediction(case) -> None:
     _, horizon, _, _, embargo, folds = case
@@ -41,7 +41,7 @@ def test_no_training_label_is_known_only_after_the_first_prediction(case) -> Non
         assert np.isfinite(labels[: fold.train_stop]).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_every_row_from_the_first_prediction_on_is_predicted_once(case) -> None:
     sessions, _, _, _, _, folds = case
@@ -49,7 +49,7 @@ def test_every_row_from_the_first_prediction_on_is_predicted_once(case) -> None:
     assert covered == list(range(folds[0].test_start, len(sessions))) if folds else covered == []
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cases())
 def test_fits_follow_the_calendar_and_grow(case) -> None:
     sessions, horizon, refit, least, embargo, folds = case
@@ -65,7 +65,7 @@ def test_fits_follow_the_calendar_and_grow(case) -> None:
     assert [fold.test_start for fold in folds] == late_enough  # no refit is left out
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases(), st.integers(1, 200))
 def test_more_history_changes_no_earlier_fold(case, cut: int) -> None:
     sessions, horizon, refit, least, embargo, folds = case
@@ -75,7 +75,7 @@ def test_more_history_changes_no_earlier_fold(case, cut: int) -> None:
         assert early.test_stop == min(full.test_stop, max(len(sessions) - cut, 0))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 500), st.integers(1, 20), st.integers(0, 10))
 def test_trainable_rows_are_known_today(rows: int, horizon: int, embargo: int) -> None:
     stop = trainable_rows(rows, horizon, embargo)
@@ -84,7 +84,7 @@ def test_trainable_rows_are_known_today(rows: int, horizon: int, embargo: int) -
     assert stop == max(np.isfinite(labels).sum() - embargo, 0)  # and embargo rows fewer than could be
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dates(pd.Timestamp("1990-01-01").date(), pd.Timestamp("2040-01-01").date()))
 def test_weeks_are_the_iso_weeks(day) -> None:
     days = pd.date_range(day, periods=30)

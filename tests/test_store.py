@@ -436,7 +436,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return with_account(f"sqlite:///{tmp_path_factory.mktemp('exact')}/store.db")
 
 
-@hypothesis_settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(quantity=decimals(9), price=decimals(6), cash=decimals(2), at=moments)
 def test_what_is_read_is_what_was_written(
     shared: Engine, quantity: Decimal, price: Decimal, cash: Decimal, at: datetime

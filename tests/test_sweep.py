@@ -240,7 +240,7 @@ def test_wrong_ranges(text: str, tmp_path: Path) -> None:
 
 
 @given(first=st.floats(-0.9, -0.01), last=st.floats(-0.9, -0.01), count=st.integers(2, 20))
-@hypothesis(max_examples=100, deadline=None)
+@hypothesis(max_examples=100)
 def test_ranges_include_both_ends(first: float, last: float, count: int) -> None:
     "`count` values, in order, from one end to the other"
     first, last = round(first, 6), round(last, 6)

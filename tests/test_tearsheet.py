@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import linregress
 
@@ -188,7 +188,6 @@ def test_impact_capacity_solves_its_equation(gross: float, proportional: float, 
         assert answer * proportional + answer**1.5 * impact == pytest.approx(share * answer * gross, rel=1e-6, abs=1e-9)
 
 
-@settings(deadline=None)
 @given(EQUITIES)
 def test_any_curve(equity: pd.Series) -> None:
     "Months compound to the whole; drawdown periods do not overlap, and their sessions are those below the peak"
