@@ -38,6 +38,7 @@ def test_a_difference_stops_the_bench(monkeypatch: pytest.MonkeyPatch, capsys: p
         rows_features.check_ta(synthetic_panel(symbols=1, sessions=120, seed=8), range(1))
 
 
+@pytest.mark.slow  # compiles the callbacks of the peer
 def test_backtests_agree() -> None:
     "The common rules: ours and vectorbt, every day's equity"
     checks = rows_backtest.check_common(synthetic_panel(symbols=16, sessions=200, seed=9))

@@ -207,6 +207,7 @@ def judged(seed: int, strategies: int, skill: float, counted: bool) -> bool:  # 
     return verdict(curve(tried[:, found.argmax()]), curve(hold), 100.0, tries).proven
 
 
+@pytest.mark.slow
 def test_noise_passes_in_at_most_one_of_twenty_and_forgotten_tries_ruin_that() -> None:
     assert np.mean([judged(seed, 1, 0.0, True) for seed in range(60)]) <= 0.05
     assert np.mean([judged(seed, 50, 0.0, True) for seed in range(30)]) <= 0.05

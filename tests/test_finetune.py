@@ -174,6 +174,7 @@ def test_the_recipe_of_the_champion_counts_not_the_settings(lab: Lab) -> None:
 # --- the whole way
 
 
+@pytest.mark.slow
 def test_start_tunes_before_each_session_and_parity_holds(workspace: Path) -> None:
     edit_settings(workspace, LIVELY | {"model.fine_tune": 3, "model.fine_tune_sessions": 60, "model.min_train": 3200})
     answer = alpha_trader(workspace, "start")

@@ -203,7 +203,7 @@ def compare(root: Path, seed: int, sessions: int) -> dict[str, int]:
 @pytest.mark.parametrize("seed", range(20))
 def test_live_equals_backtest_in_a_random_universe(seed: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     slow = request.config.getoption("--slow")
-    if seed > 2 and not slow:
+    if seed > 1 and not slow:
         pytest.skip("needs --slow")
     happened = compare(tmp_path, seed, 90 if slow else 40)
     print(seed, happened)

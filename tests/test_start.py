@@ -203,6 +203,7 @@ def run_rows(root: Path, account: str) -> list[tuple[str, str, int]]:
     return [(row["slot"].split()[0], row["status"], row["attempt"]) for row in rows]
 
 
+@pytest.mark.slow
 def test_a_failure_stops_and_the_next_start_goes_on(started: Path) -> None:
     """A cell that raises after the orders were sent, then a broken bars file: exit code 1, the report shows the error,
     the row says failed, nothing is half-written; after the repair every session ends as in the untroubled account"""

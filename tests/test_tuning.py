@@ -304,7 +304,7 @@ def test_two_processes_share_a_study_and_every_trial_counts_once(
     assert len({trial.params["a"] for trial in finished(study)}) == 30, "nothing was drawn twice"
 
 
-@pytest.mark.parametrize("where", ["journal", "postgresql"])
+@pytest.mark.parametrize("where", ["journal", pytest.param("postgresql", marks=pytest.mark.slow)])
 def test_a_killed_process_costs_one_trial_that_is_made_again(
     where: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -557,6 +557,7 @@ def test_two_commands_share_a_search_and_agree(place_of_work: Path) -> None:
     assert sum(row["trials"] for row in store(place_of_work)["trials"]) == 12
 
 
+@pytest.mark.slow
 def test_the_run_notebook_shows_the_search_offline(place_of_work: Path) -> None:
     assert alpha_trader(place_of_work, "run", "ingest").code == 0
     answer = alpha_trader(place_of_work, "run", "tune", "-p", "trials", "4", "-p", "members", "lightgbm,xgboost")
