@@ -243,7 +243,8 @@ def test_a_host_of_the_other_world(workspace: Path, mode: str, host: str) -> Non
 # --- how many requests a cycle needs
 
 
-@pytest.mark.parametrize(("stops", "orders", "most"), [("close", 7, 20), pytest.param("bar", 14, 34, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("stops", "orders", "most"), [("close", 7, 20), ("bar", 14, 34)])
 def test_what_a_cycle_asks(workspace: Path, stops: str, orders: int, most: int) -> None:
     """32 symbols, seven purchases, with and without a stop that rests behind each of them: counted at the server, from
     the opening of the desk to the end of the run. (The first cycle of all asks once more, whose account it is.)"""

@@ -195,6 +195,7 @@ def test_start_tunes_before_each_session_and_parity_holds(workspace: Path) -> No
         assert words in report, words
 
 
+@pytest.mark.slow
 def test_retraining_by_hand_and_a_recipe_without_trees(workspace: Path) -> None:
     edit_settings(workspace, LIVELY)
     assert alpha_trader(workspace, "run", "ingest").code == 0

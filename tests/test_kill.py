@@ -43,7 +43,7 @@ def drive(lab: Lab, account: str, kills: int, seed: int = 1) -> list[dict]:
 
 def test_twenty_kills_change_nothing(lab: Lab, request: pytest.FixtureRequest) -> None:
     """DA-2, DB-9: the broker's book has each of our orders once, and the account ends as if nothing had happened"""
-    kills = KILLS if request.config.getoption("--slow") else KILLS // 2
+    kills = KILLS if request.config.getoption("--slow") else KILLS // 4
     *steps, last = drive(lab, "killed", kills)
     assert last["kills"] == kills, "the killed runs must have been running"
     for step in steps:

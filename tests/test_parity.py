@@ -34,7 +34,7 @@ def compare(lab: Lab) -> int:
     return len(ours)
 
 
-CASES = [pytest.param(name, marks=pytest.mark.slow if name == "likely" else ()) for name in SETTINGS]
+CASES = [pytest.param(name, marks=pytest.mark.slow if name in ("likely", "break even") else ()) for name in SETTINGS]
 
 
 @pytest.mark.parametrize("name", CASES)

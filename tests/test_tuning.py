@@ -521,6 +521,7 @@ def test_a_single_member_is_not_asked_whether_it_agrees(place_of_work: Path) -> 
     assert np.isnan(agreement(forecast[None])).all(), "the rule of several members would have refused every trade"
 
 
+@pytest.mark.slow
 def test_wrong_wishes_are_one_line_and_write_nothing(place_of_work: Path) -> None:
     assert alpha_trader(place_of_work, "run", "ingest").code == 0
     nobody = "postgresql+psycopg://nobody@127.0.0.1:1/none"
@@ -538,6 +539,7 @@ def test_wrong_wishes_are_one_line_and_write_nothing(place_of_work: Path) -> Non
     assert {name: after[name] for name in after.keys() - free} == {name: before[name] for name in before.keys() - free}
 
 
+@pytest.mark.slow
 def test_two_commands_share_a_search_and_agree(place_of_work: Path) -> None:
     assert alpha_trader(place_of_work, "run", "ingest").code == 0
     code, wish = "from alpha_trader.cli import main; main()", ("--members", "lightgbm", "--trials", "12", "--json")
