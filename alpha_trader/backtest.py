@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['entry_blocks', 'Tape', 'Forecast', 'tape_of', 'known_prices', 'forecast_of', 'known_closes', 'cost_table',
-           'market_history', 'State', 'opening_state', 'Ledger', 'blank_ledger', 'note_entry', 'note_exit', 'book_fill',
-           'set_levels', 'restate_book', 'open_session', 'equity_of', 'entry_gate', 'decide', 'send_exits',
-           'send_entries', 'guard_position', 'guard_bar', 'close_session', 'walk', 'Backtest', 'window', 'History',
-           'history_of', 'walk_history', 'run_backtest', 'fills_frame', 'Episode', 'closed_positions', 'split_ratios',
-           'reason_counts', 'buy_and_hold', 'shares_today', 'order_records', 'portfolio']
+           'market_history', 'State', 'opening_state', 'Ledger', 'blank_ledger', 'note_entry', 'note_exit',
+           'count_fill', 'note_fill', 'book_fill', 'set_levels', 'restate_book', 'open_session', 'equity_of',
+           'entry_gate', 'note_decision', 'spendable', 'decide', 'send_exits', 'send_entries', 'guard_position',
+           'guard_bar', 'close_session', 'walk', 'Backtest', 'window', 'History', 'history_of', 'walk_history',
+           'run_backtest', 'fills_frame', 'Episode', 'closed_positions', 'split_ratios', 'reason_counts',
+           'buy_and_hold', 'shares_today', 'order_records', 'portfolio']
 
 # %% ../nbs/10_backtest.ipynb #cadb520a
 from collections.abc import Mapping
@@ -25,15 +26,14 @@ from .domain import InputError
 from .features import volatility
 from alpha_trader.fills import (
     CostRules,
-    cash_flow,
     cost_rules,
     dividend_cash,
     exit_level,
+    flow_in_cents,
+    in_cents,
     is_free,
     limit_fill,
     market_fill,
-    market_value,
-    round_cents,
     round_trip_cost,
     split_price,
     split_quantity,
@@ -43,6 +43,7 @@ from alpha_trader.fills import (
 from .kernels import kernel, step
 from alpha_trader.plan import (
     Book,
+    Codes,
     Flags,
     Floats,
     Funds,
@@ -50,11 +51,13 @@ from alpha_trader.plan import (
     Market,
     Orders,
     PlanRules,
+    Wishes,
     empty_book,
     empty_orders,
     plan_orders,
     plan_rules,
     take_back,
+    wishes_of,
 )
 from .risk import RiskRules, day_loss_breached, target_quantity
 from .settings import Settings
@@ -181,7 +184,9 @@ class State(NamedTuple):
     book: Book  # the positions
     stop: Floats  # [N] where each position's stop waits, USD per share
     target: Floats  # [N] where its target waits, USD per share
-    money: Floats  # [2] cash, and the part of it that is settled, USD
+    money: Floats  # [2] cash, and the part of it that is settled, whole cents
+    earned: Floats  # [N] cash flow of each position since it was bought, whole cents
+    tally: Floats  # [4] fills, positions that were closed, those with a profit, USD bought and sold
 
 # %% ../nbs/10_backtest.ipynb #154a7ddb
 def opening_state(
@@ -189,7 +194,7 @@ def opening_state(
     capital: float,  # USD
 ) -> State:
     "An account that has just been opened"
-    return State(empty_book(n), np.zeros(n), np.zeros(n), np.full(2, capital))
+    return State(empty_book(n), np.zeros(n), np.zeros(n), np.full(2, in_cents(capital)), np.zeros(n), np.zeros(4))
 
 # %% ../nbs/10_backtest.ipynb #1e636bd1
 class Ledger(NamedTuple):
@@ -200,12 +205,13 @@ class Ledger(NamedTuple):
     quantity: Floats  # [K] shares, signed
     price: Floats  # [K] USD per share
     fee: Floats  # [K] USD
+    flow: Floats  # [K] USD added to the cash
     reason: Integers  # [K] `Reason`
     used: Integers  # [1] how many of the K rows are filled
     cash: Floats  # [T] USD after the close
     equity: Floats  # [T] USD at the close
     income: Floats  # [T] USD of dividends paid that morning
-    verdict: Integers  # [T, N] `Reason` of the decision; [0, N] when nobody asks for it
+    verdict: Codes  # [T, N] `Reason` of the decision; [0, N] when nobody asks for it
     planned: Floats  # [T, N] shares decided; [0, N] likewise
 
 # %% ../nbs/10_backtest.ipynb #87f61521
@@ -213,15 +219,15 @@ def blank_ledger(
     sessions: int,  # T
     symbols: int,  # N
     max_positions: int,
-    reasons: bool = True,  # False: leave `verdict` and `planned` out, as a sweep does
+    whole_story: bool = True,  # False: no fills, `verdict` and `planned`, as in a sweep
 ) -> Ledger:
     "A ledger with room for every fill that can happen"
-    k = 4 * sessions * min(symbols, max(max_positions, 1)) + 1
-    whole, real = (lambda *shape: np.zeros(shape, dtype=np.int64)), (lambda *shape: np.zeros(shape))
-    nothing, rows = np.full(sessions, np.nan), sessions if reasons else 0
+    k = 4 * sessions * min(symbols, max(max_positions, 1)) + 1 if whole_story else 0
+    whole, real = (lambda: np.empty(k, dtype=np.int64)), (lambda: np.empty(k))
+    nothing, rows = np.full(sessions, np.nan), sessions if whole_story else 0
     return Ledger(
-        whole(k), whole(k), real(k), real(k), real(k), whole(k), whole(1),
-        nothing, nothing.copy(), real(sessions), whole(rows, symbols), real(rows, symbols),
+        whole(), whole(), real(), real(), real(), real(), whole(), np.zeros(1, dtype=np.int64),
+        nothing, nothing.copy(), np.zeros(sessions), np.zeros((rows, symbols), dtype=np.int8), np.zeros((rows, symbols)),
     )  # fmt: skip
 
 # %% ../nbs/10_backtest.ipynb #7c9683ea
@@ -233,10 +239,8 @@ def note_entry(
     "Put a symbol into the list of holdings"
     place = 0
     while held[place] >= 0:
+        held[place], n = min(held[place], n), max(held[place], n)
         place += 1
-    while place > 0 and held[place - 1] > n:
-        held[place] = held[place - 1]
-        place -= 1
     held[place] = n
 
 
@@ -246,12 +250,46 @@ def note_exit(
     held: Integers,  # [N + 1] ascending, −1 after the last; written
 ) -> None:
     "Take a symbol out of the list of holdings"
-    place = 0
-    while held[place] != n:
-        place += 1
+    place, gone = 0, 0
     while held[place] >= 0:
-        held[place] = held[place + 1]
+        gone += held[place] == n
+        held[place] = held[place + gone]
         place += 1
+
+# %% ../nbs/10_backtest.ipynb #b22dfe02
+@step
+def count_fill(
+    n: int,  # symbol
+    quantity: float,  # shares, signed
+    value: float,  # USD bought or sold
+    flow: float,  # whole cents added to the cash
+    state: State,  # written; its book has the fill already
+) -> None:
+    "Keep count of fills and closed positions"
+    closed = state.book.quantity[n] <= 0.0
+    state.earned[n] = flow + (0.0 if quantity > 0.0 else state.earned[n])
+    state.tally[0] += 1.0
+    state.tally[1] += closed
+    state.tally[2] += closed & (state.earned[n] > 0.0)
+    state.tally[3] += value
+
+# %% ../nbs/10_backtest.ipynb #b22dfe04
+@step
+def note_fill(
+    row: int,
+    n: int,
+    quantity: float,  # shares, signed
+    price: float,  # USD per share
+    fee: float,  # USD
+    flow: float,  # whole cents added to the cash
+    reason: int,
+    ledger: Ledger,  # written
+) -> None:
+    "Write one fill into the ledger"
+    k = ledger.used[0]
+    ledger.row[k], ledger.symbol[k], ledger.reason[k] = row, n, reason
+    ledger.quantity[k], ledger.price[k], ledger.fee[k], ledger.flow[k] = quantity, price, fee, flow / 100.0
+    ledger.used[0] = k + 1
 
 # %% ../nbs/10_backtest.ipynb #94cac1a3
 @step
@@ -266,12 +304,12 @@ def book_fill(
     ledger: Ledger,  # written
 ) -> None:
     "Enter one fill into the position, the cash and the ledger"
-    flow = cash_flow(quantity, price, fee)
-    state.money[0] = round_cents(state.money[0] + flow)
+    flow = flow_in_cents(quantity, price, fee)
+    state.money[0] += flow
     book, before = state.book, state.book.quantity[n]
     book.quantity[n] = round((before + quantity) * 1e9) / 1e9
     if quantity > 0.0:
-        state.money[1] = round_cents(state.money[1] + flow)
+        state.money[1] += flow
         book.average_price[n], book.age[n], book.halved[n] = price, 0, False
     if before <= 0.0:
         note_entry(n, book.held)
@@ -281,10 +319,9 @@ def book_fill(
         book.since_stop[n] = 0
     if reason == Reason.TAKE_PROFIT:
         book.halved[n] = True
-    k = ledger.used[0]
-    ledger.row[k], ledger.symbol[k], ledger.reason[k] = row, n, reason
-    ledger.quantity[k], ledger.price[k], ledger.fee[k] = quantity, price, fee
-    ledger.used[0] = k + 1
+    count_fill(n, quantity, abs(quantity * price), flow, state)
+    if ledger.row.size > 0:
+        note_fill(row, n, quantity, price, fee, flow, reason, ledger)
 
 # %% ../nbs/10_backtest.ipynb #e39757be
 @step
@@ -321,7 +358,7 @@ def restate_book(
                 book_fill(row, n, -fraction, market.price[at + n], 0.0, Reason.SPLIT_CASH, state, ledger)
         if dividend > 0.0 and book.quantity[n] > 0.0:
             paid = dividend_cash(book.quantity[n], dividend)
-            state.money[0] = round_cents(state.money[0] + paid)
+            state.money[0] += in_cents(paid)
             ledger.income[row] += paid
 
 # %% ../nbs/10_backtest.ipynb #ef208d4c
@@ -356,8 +393,8 @@ def equity_of(
     for n in state.book.held:
         if n < 0:
             break
-        total += market_value(state.book.quantity[n], market.price[at + n])
-    return round_cents(total)
+        total += in_cents(state.book.quantity[n] * market.price[at + n])
+    return total / 100.0
 
 # %% ../nbs/10_backtest.ipynb #67a6527c
 @step
@@ -373,6 +410,34 @@ def entry_gate(
         return Reason.DAY_LOSS
     return forecast.gate[row - 1]
 
+# %% ../nbs/10_backtest.ipynb #a11cedbc
+@step
+def note_decision(
+    row: int,
+    at: int,  # where the session begins in the market's arrays
+    wishes: Wishes,
+    book: Book,  # before anything is sent
+    orders: Orders,
+    ledger: Ledger,  # written
+) -> None:
+    "Enter one session's decision into the ledger"
+    for n in range(book.quantity.size):
+        ledger.verdict[row, n] = wishes.reason[at + n]
+    for symbols in (wishes.queue[at : at + book.quantity.size], book.held):
+        for n in symbols:
+            if n < 0:
+                break
+            ledger.verdict[row, n], ledger.planned[row, n] = orders.reason[n], orders.quantity[n]
+
+# %% ../nbs/10_backtest.ipynb #a11cedbe
+@step
+def spendable(
+    state: State,
+    rules: RiskRules,
+) -> float:  # USD
+    "What may be spent today"
+    return (state.money[1] if rules.settled_only else state.money[0]) / 100.0
+
 # %% ../nbs/10_backtest.ipynb #9846ea0c
 @step
 def decide(
@@ -380,6 +445,7 @@ def decide(
     first: int,  # first session of the walk
     tape: Tape,
     market: Market,
+    wishes: Wishes,
     forecast: Forecast,
     rules: PlanRules,
     state: State,
@@ -389,14 +455,11 @@ def decide(
     "Call `plan_orders` for one session"
     at = (row - 1) * state.book.quantity.size
     equity = equity_of(at, market, state) if tape.eventful[row] else ledger.equity[row - 1]
-    funds = Funds(equity, state.money[1] if rules.risk.settled_only else state.money[0], 0, 0.0)
+    funds = Funds(equity, spendable(state, rules.risk), 0, 0.0)
     gate = entry_gate(row, first, forecast, rules, ledger.equity)
-    plan_orders(at, market, state.book, funds, rules, gate, orders)
+    plan_orders(at, market, wishes.queue, state.book, funds, rules, gate, orders)
     if ledger.verdict.size:
-        for n in range(orders.reason.size):
-            ledger.verdict[row, n] = orders.reason[n]
-        for n in range(orders.quantity.size):
-            ledger.planned[row, n] = orders.quantity[n]
+        note_decision(row, at, wishes, state.book, orders, ledger)
     return funds
 
 # %% ../nbs/10_backtest.ipynb #59f8738b
@@ -440,8 +503,8 @@ def send_entries(
         quantity, price = orders.quantity[n], tape.open[row, n]
         if quantity > 0.0 and not np.isnan(price):
             price, fee = market_fill(quantity, price, tape.volume[row, n], costs)
-            spendable = state.money[1] if rules.risk.settled_only else state.money[0]
-            if -cash_flow(quantity, price, fee) <= spendable:
+            left = state.money[1] if rules.risk.settled_only else state.money[0]
+            if -flow_in_cents(quantity, price, fee) <= left:
                 book_fill(row, n, quantity, price, fee, orders.reason[n], state, ledger)
                 set_levels(n, rules.risk, state)
 
@@ -503,29 +566,32 @@ def close_session(
         if n < 0:
             break
         price = tape.close[row, n]
-        total += market_value(state.book.quantity[n], market.price[at + n] if np.isnan(price) else price)
-    ledger.cash[row], ledger.equity[row] = state.money[0], round_cents(total)
+        total += in_cents(state.book.quantity[n] * (market.price[at + n] if np.isnan(price) else price))
+    ledger.cash[row], ledger.equity[row] = state.money[0] / 100.0, total / 100.0
 
 # %% ../nbs/10_backtest.ipynb #51ef0e23
 @kernel
 def walk(
     tape: Tape,
     market: Market,
+    wishes: Wishes,  # of the same rules
     forecast: Forecast,
     rules: PlanRules,
     costs: CostRules,
-    first: int,  # first session traded, a row ≥ 1
-    stop: int,  # row after the last session traded
-    state: State,  # written; its book is empty
+    first: int,  # first session of the whole walk, a row ≥ 1
+    start: int,  # first session of this part; `first` opens the ledger
+    stop: int,  # row after the last session of this part
+    state: State,  # written; its book is empty at first
     ledger: Ledger,  # written
     orders: Orders,  # scratch
 ) -> None:
-    "Trade the sessions `first` … `stop − 1`"
-    ledger.used[0], ledger.equity[first - 1] = 0, round_cents(state.money[0])
-    for row in range(first, stop):
+    "Trade the sessions `start` … `stop − 1`"
+    if start == first:
+        ledger.used[0], ledger.equity[first - 1] = 0, state.money[0] / 100.0
+    for row in range(start, stop):
         at = (row - 1) * state.book.quantity.size
         open_session(row, at, tape, market, rules, state, ledger)
-        funds = decide(row, first, tape, market, forecast, rules, state, ledger, orders)
+        funds = decide(row, first, tape, market, wishes, forecast, rules, state, ledger, orders)
         if not send_exits(row, tape, costs, state, ledger, orders):
             take_back(at, market, state.book.quantity, funds, rules, orders)
         send_entries(row, tape, rules, costs, state, ledger, orders)
@@ -608,7 +674,8 @@ def walk_history(
     rules, costs, shape = plan_rules(settings), cost_rules(settings.costs), history.panel.close.shape
     state, ledger = opening_state(shape[1], capital), blank_ledger(shape[0], shape[1], rules.risk.max_positions)
     market = market_history(history.forecast, costs)
-    walk(history.tape, market, history.forecast, rules, costs, first, stop, state, ledger, empty_orders(shape[1]))
+    wishes, orders = wishes_of(shape[1], market, rules.signals), empty_orders(shape[1])
+    walk(history.tape, market, wishes, history.forecast, rules, costs, first, first, stop, state, ledger, orders)
     return Backtest(history.panel, first, stop, capital, ledger, is_free(costs))
 
 # %% ../nbs/10_backtest.ipynb #d60a62c0
@@ -641,7 +708,7 @@ def fills_frame(result: Backtest) -> pd.DataFrame:  # one row a fill: session, s
         "price": ledger.price[:k],
         "fee": ledger.fee[:k],
         "reason": [Reason(code).name for code in ledger.reason[:k]],
-        "flow": [cash_flow(*fill) for fill in zip(ledger.quantity[:k], ledger.price[:k], ledger.fee[:k], strict=True)],
+        "flow": ledger.flow[:k],
     })
 
 # %% ../nbs/10_backtest.ipynb #b330d87e
@@ -738,10 +805,9 @@ def order_records(
     row, symbol = ledger.row[:k] - result.first, ledger.symbol[:k]
     factor = shares_today(result.panel, result.first, result.stop)[row, symbol]
     quantity, price = ledger.quantity[:k], ledger.price[:k]
-    flows = np.array([cash_flow(*fill) for fill in zip(quantity, price, ledger.fee[:k], strict=True)])
     records["col"], records["idx"], records["side"] = symbol, row, quantity < 0.0
     records["size"], records["price"] = np.abs(quantity) * factor, price / factor
-    records["fees"] = -flows - quantity * price
+    records["fees"] = -ledger.flow[:k] - quantity * price
     records = records[np.argsort(symbol, kind="stable")]
     records["id"] = np.arange(k)
     return records

@@ -67,7 +67,7 @@ from .labels import label_returns, purge
 
 # %% ../nbs/12c_cycle.ipynb #43050e3c
 from .models import Ensemble, predict_panel
-from .plan import Book, Funds, Market, Orders, empty_orders, plan, plan_rules, recheck_entries
+from .plan import Book, Funds, Market, Orders, empty_orders, plan, plan_rules, queue_of, recheck_entries
 from .registry import ModelCard
 from .research import Outlook, outlook
 from .risk import day_loss_breached, risk_rules, target_quantity
@@ -696,6 +696,7 @@ def entries_that_fit(
     for row in rows:
         n = decision.symbols.index(row.symbol)
         orders.quantity[n], orders.rank[n] = float(row.quantity), row.rank
+    orders = orders._replace(queue=queue_of(orders.rank))
     quantity = np.array([float(held[symbol].quantity) if symbol in held else 0.0 for symbol in decision.symbols])
     recheck_entries(decision.market, quantity, decision.funds, plan_rules(desk.settings), orders)
     kept = [row for row in rows if orders.quantity[decision.symbols.index(row.symbol)] > 0.0]

@@ -26,12 +26,12 @@ from sqlalchemy import Engine, select
 # %% ../nbs/13b_parity.ipynb #5c89602f
 from alpha_trader.backtest import (
     Forecast,
-    State,
     Tape,
     blank_ledger,
     forecast_of,
     guard_bar,
     known_closes,
+    opening_state,
     send_entries,
     send_exits,
     set_levels,
@@ -50,6 +50,7 @@ from alpha_trader.fills import (
     commission,
     cost_rules,
     dividend_cash,
+    in_cents,
     market_value,
     round_cents,
     round_trip_cost,
@@ -389,7 +390,8 @@ def day_of(
     tape = Tape._make(part[row : row + 1] for part in world.tape)
     sheet = Orders(orders.quantity.copy(), orders.reason.copy(), orders.rank.copy(), queue_of(orders.rank))
     copied = holdings(Book._make(part.copy() for part in book))
-    state = State(copied, np.zeros(size), np.zeros(size), np.array([morning.cash, morning.funds.spendable]))
+    money = np.array([in_cents(morning.cash), in_cents(morning.funds.spendable)])
+    state = opening_state(size, 0.0)._replace(book=copied, money=money)
     for n in np.flatnonzero(copied.quantity > 0.0).tolist():
         set_levels(n, rules.risk, state)
     ledger = blank_ledger(1, size, size)

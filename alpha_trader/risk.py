@@ -73,8 +73,9 @@ def shares_for(
     fractional: bool,  # True: millionths of a share
 ) -> float:  # shares
     "How many shares `value` buys, never more"
-    grid = 1e6 if fractional else 1.0
-    return np.floor(value / price * grid + 1e-9) / grid
+    if fractional:
+        return np.floor(value / price * 1e6 + 1e-9) / 1e6
+    return np.floor(value / price + 1e-9)
 
 # %% ../nbs/09_risk.ipynb #b0e33737
 @step

@@ -36,7 +36,7 @@ from alpha_trader.domain import Account, OrderIntent, OrderStatus, OrderType, Pu
 from alpha_trader.execution import Reconciliation
 from alpha_trader.features import volatility
 from alpha_trader.fills import cost_rules, exit_level
-from alpha_trader.plan import Orders, empty_orders, plan, plan_rules, recheck_entries
+from alpha_trader.plan import Orders, empty_orders, plan, plan_rules, recheck_entries, wishes_of
 from alpha_trader.research import Outlook
 from alpha_trader.risk import day_loss_breached, risk_rules, target_quantity
 from alpha_trader.sessions import open_index, session_close, session_open, sessions_between
@@ -236,7 +236,9 @@ def walked(world: World, first: int, stop: int, capital: float) -> Ledger:
     forecast = forecast._replace(volatility=np.ascontiguousarray(world.volatility))
     state, ledger = opening_state(count, capital), blank_ledger(sessions, count, rules.risk.max_positions)
     costs, orders = cost_rules(chosen.costs), empty_orders(count)
-    walk(tape_of(panel), market_history(forecast, costs), forecast, rules, costs, first, stop, state, ledger, orders)
+    market = market_history(forecast, costs)
+    wishes = wishes_of(count, market, rules.signals)
+    walk(tape_of(panel), market, wishes, forecast, rules, costs, first, first, stop, state, ledger, orders)
     return ledger
 
 

@@ -123,6 +123,17 @@ def test_order_of_sets_is_no_matter(history: History) -> None:
     np.testing.assert_array_equal(forwards, backwards[::-1])
 
 
+def test_sets_abreast(history: History) -> None:
+    "More sets than stand side by side, more sessions than a stretch, and other thresholds on the way"
+    stops, buys = np.linspace(-0.01, -0.3, 2 * module.ABREAST + 3).tolist(), (0.001, 0.01)
+    points = [{"signals.buy": buys[number // 25], "risk.stop_loss": stop} for number, stop in enumerate(stops)]
+    sets = [point_settings(Settings(), point) for point in points]
+    assert SPAN[1] - SPAN[0] > module.STRETCH and len({number // 25 for number in range(len(sets))}) == 2
+    expected = [walk_history(history, one, CAPITAL, *SPAN).equity.iloc[-1] / CAPITAL - 1.0 for one in sets]
+    assert walked_sets(history, sets, CAPITAL, *SPAN)[0][:, 0].tolist() == expected
+    assert len(set(expected)) > 5
+
+
 def test_goes_on_where_it_stopped(history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "What was finished before an interruption is not walked again, and the result is that of an undisturbed sweep"
     monkeypatch.setattr(module, "CHUNK", 4)
