@@ -7,15 +7,15 @@ __all__ = ['NAMES', 'SMA_5', 'SMA_20', 'SMA_60', 'EMA_12', 'EMA_26', 'MACD', 'MA
            'RSI_14_SIMPLE', 'STOCH_K', 'STOCH_D', 'BB_WIDTH', 'BB_PBAND', 'PRICE_VS_BB_UPPER', 'PRICE_VS_BB_LOWER',
            'ATR_14', 'VOLUME_RATIO', 'RETURN_1D', 'RETURN_5D', 'RETURN_20D', 'VOLATILITY_20D', 'SMA_CROSS_5_20',
            'EMA_CROSS_12_26', 'MOMENTUM_SCORE', 'BB_UPPER', 'BB_LOWER', 'WARM_UP', 'EMA_12_MEMORY', 'EMA_26_MEMORY',
-           'SIGNAL_MEMORY', 'GAIN_MEMORY', 'LOSS_MEMORY', 'RANGE_MEMORY', 'ONE', 'TWO', 'THREE', 'CLOSES', 'CLOSES_5',
+           'SIGNAL_MEMORY', 'GAIN_MEMORY', 'LOSS_MEMORY', 'RANGE_MEMORY', 'ONE', 'TWO', 'CLOSES', 'CLOSES_5',
            'CLOSES_10', 'CLOSES_20', 'CLOSE_SPREADS_5', 'CLOSE_SPREADS_10', 'RETURNS', 'RETURNS_5', 'RETURNS_10',
            'RETURN_SPREADS_5', 'RETURN_SPREADS_10', 'GAINS', 'LOSSES', 'GAINS_7', 'LOSSES_7', 'HIGHS', 'HIGHS_2',
            'HIGHS_4', 'HIGHS_8', 'LOWS', 'LOWS_2', 'LOWS_4', 'LOWS_8', 'STOCHASTICS', 'VOLUMES', 'VOLUMES_5',
-           'VOLUMES_10', 'RINGS', 'ROWS', 'COARSE', 'row_numbers', 'Ring', 'at', 'rings', 'keep', 'add', 'subtract',
-           'scale', 'divide', 'change', 'smooth', 'total_5', 'total_7', 'spread_5', 'join_spreads', 'deviation',
-           'higher', 'lower', 'new_sheet', 'simple_averages', 'band', 'place', 'bands', 'exponential_averages',
-           'returns', 'volatility_20', 'moves', 'strength', 'relative_strength', 'extremes', 'mean_3', 'stochastic',
-           'true_range', 'average_range', 'relative_volume', 'step', 'invert', 'rebase', 'relative']
+           'VOLUMES_10', 'RINGS', 'ROWS', 'COARSE', 'row_numbers', 'Ring', 'at', 'rings', 'coarse', 'change', 'smooth',
+           'total_5', 'total_7', 'spread_5', 'join_spreads', 'deviation', 'place', 'new_sheet', 'newest_5', 'newest_7',
+           'simple_averages', 'bands', 'exponential_averages', 'returns', 'volatility_20', 'strength',
+           'wilder_strength', 'simple_strength', 'highest_14', 'lowest_14', 'stochastic', 'true_range', 'average_range',
+           'relative_volume', 'step', 'relative']
 
 # %% ../nbs/04e_indicators.ipynb #083306b7
 from typing import Any, NamedTuple
@@ -57,8 +57,8 @@ WARM_UP = dict(zip(NAMES, (
 # %% ../nbs/04e_indicators.ipynb #1514601e
 (
     EMA_12_MEMORY, EMA_26_MEMORY, SIGNAL_MEMORY, GAIN_MEMORY, LOSS_MEMORY, RANGE_MEMORY,
-    ONE, TWO, THREE,  # scratch: valid within one small step
-) = row_numbers(len(NAMES), 9)
+    ONE, TWO,  # scratch: valid within one small step
+) = row_numbers(len(NAMES), 8)
 
 # %% ../nbs/04e_indicators.ipynb #07c5c228
 class Ring(NamedTuple):
@@ -91,207 +91,133 @@ def rings(
     GAINS, LOSSES, GAINS_7, LOSSES_7,
     HIGHS, HIGHS_2, HIGHS_4, HIGHS_8, LOWS, LOWS_2, LOWS_4, LOWS_8, STOCHASTICS,
     VOLUMES, VOLUMES_5, VOLUMES_10,
-) = RINGS = rings(int(THREE) + 1, (32, 8, 16, 64, 8, 16) + (8, 8, 16, 8, 16) + (8,) * 4 + (2, 4, 8, 8) * 2 + (4,) + (8, 8, 16))
+) = RINGS = rings(int(TWO) + 1, (32, 8, 16, 64, 8, 16) + (8, 8, 16, 8, 16) + (8,) * 4 + (2, 4, 8, 8) * 2 + (4,) + (8, 8, 16))
 ROWS = RINGS[-1].first + RINGS[-1].size  # height of the sheet
-
-# %% ../nbs/04e_indicators.ipynb #7a6beeaa
-@kernel
-def keep(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    value: int,  # row to copy
-    ring: Ring,
-    bar: int,  # number of the newest bar
-) -> None:
-    "Remember a row as the newest bar of a ring"
-    out = at(ring, bar)
-    for column in range(sheet.shape[1]):
-        sheet[out, column] = sheet[value, column]
-
-# %% ../nbs/04e_indicators.ipynb #604515c0
-@kernel
-def add(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    a: int,
-    b: int,
-    out: int,  # row of a + b
-) -> None:
-    "Sum of two rows"
-    for column in range(sheet.shape[1]):
-        sheet[out, column] = sheet[a, column] + sheet[b, column]
-
-
-@kernel
-def subtract(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    a: int,
-    b: int,
-    out: int,  # row of a − b
-) -> None:
-    "Difference of two rows"
-    for column in range(sheet.shape[1]):
-        sheet[out, column] = sheet[a, column] - sheet[b, column]
-
-# %% ../nbs/04e_indicators.ipynb #c3f8a54c
-@kernel
-def scale(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    a: int,
-    factor: float,
-    out: int,  # row of a · factor
-) -> None:
-    "Multiple of a row"
-    for column in range(sheet.shape[1]):
-        sheet[out, column] = sheet[a, column] * factor
-
-
-@kernel
-def divide(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    a: int,
-    b: int,
-    out: int,  # row of a / b
-) -> None:
-    "Quotient of two rows"
-    for column in range(sheet.shape[1]):
-        sheet[out, column] = sheet[a, column] / sheet[b, column]
 
 # %% ../nbs/04e_indicators.ipynb #2182202e
 COARSE = 2.0**12  # a float64 near this size has steps of 2⁻⁴⁰
 
 
 @kernel
+def coarse(
+    ratio: float,
+    offset: float,  # what to subtract: a whole number
+) -> float:
+    "A ratio less its offset, in steps of 2⁻⁴⁰"
+    return (ratio + COARSE) - (COARSE + offset)
+
+
+@kernel
 def change(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    a: int,
-    b: int,
-    out: int,  # row of a / b − 1
-) -> None:
-    "How far one row lies above another, as a fraction of it, in steps of 2⁻⁴⁰"
-    for column in range(sheet.shape[1]):
-        sheet[out, column] = (sheet[a, column] / sheet[b, column] + COARSE) - (COARSE + 1)
+    a: float,
+    b: float,
+) -> float:  # a / b − 1
+    "How far one number lies above another, as a fraction of it, in steps of 2⁻⁴⁰"
+    return coarse(a / b, 1.0)
 
 # %% ../nbs/04e_indicators.ipynb #a1be2738
 @kernel
 def smooth(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    memory: int,  # row of the average so far, changed
-    value: int,  # row of the newest values
+    memory: float,  # average so far
+    value: float,  # newest value
     weight: float,  # fraction of the way to go: 1 forgets everything, 0 nothing
-    out: int,  # row of the average
-) -> None:
-    "Exponential average: (memory, newest value) → (memory, average)"
-    for column in range(sheet.shape[1]):
-        newest = sheet[memory, column] + weight * (sheet[value, column] - sheet[memory, column])
-        sheet[memory, column] = newest
-        sheet[out, column] = newest
+) -> float:  # average now
+    "Exponential average: from the average so far towards the newest value"
+    return memory + weight * (value - memory)
 
 # %% ../nbs/04e_indicators.ipynb #1f8c91c4
 @kernel
 def total_5(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    ring: Ring,  # of single bars
-    bar: int,  # number of the newest bar
-    out: int,  # row of the sum
-) -> None:
-    "Sum of the newest five bars"
-    a, b, c, d, e = at(ring, bar), at(ring, bar - 1), at(ring, bar - 2), at(ring, bar - 3), at(ring, bar - 4)
-    for column in range(sheet.shape[1]):
-        pairs = (sheet[a, column] + sheet[b, column]) + (sheet[c, column] + sheet[d, column])
-        sheet[out, column] = pairs + sheet[e, column]
+    numbers: tuple[float, ...],  # five
+) -> float:
+    "Sum of five numbers"
+    a, b, c, d, e = numbers
+    return ((a + b) + (c + d)) + e
 
-# %% ../nbs/04e_indicators.ipynb #b23f62c9
+
 @kernel
 def total_7(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    ring: Ring,  # of single bars
-    bar: int,  # number of the newest bar
-    out: int,  # row of the sum
-) -> None:
-    "Sum of the newest seven bars"
-    a, b, c, d = at(ring, bar), at(ring, bar - 1), at(ring, bar - 2), at(ring, bar - 3)
-    e, f, g = at(ring, bar - 4), at(ring, bar - 5), at(ring, bar - 6)
-    for column in range(sheet.shape[1]):
-        first = (sheet[a, column] + sheet[b, column]) + (sheet[c, column] + sheet[d, column])
-        sheet[out, column] = first + ((sheet[e, column] + sheet[f, column]) + sheet[g, column])
+    numbers: tuple[float, ...],  # seven
+) -> float:
+    "Sum of seven numbers"
+    a, b, c, d, e, f, g = numbers
+    return ((a + b) + (c + d)) + ((e + f) + g)
 
 # %% ../nbs/04e_indicators.ipynb #78adf2d8
 @kernel
 def spread_5(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    ring: Ring,  # of single bars
-    bar: int,  # number of the newest bar
-    out: int,  # row of Σ (x − mean)²
-) -> None:
-    "Spread of the newest five bars"
-    a, b, c, d, e = at(ring, bar), at(ring, bar - 1), at(ring, bar - 2), at(ring, bar - 3), at(ring, bar - 4)
-    for column in range(sheet.shape[1]):
-        origin = sheet[a, column]
-        p, q = sheet[b, column] - origin, sheet[c, column] - origin
-        r, s = sheet[d, column] - origin, sheet[e, column] - origin
-        total = (p + q) + (r + s)
-        sheet[out, column] = (p * p + q * q) + (r * r + s * s) - total * total * 0.2
+    numbers: tuple[float, ...],  # five
+) -> float:  # Σ (x − mean)²
+    "Spread of five numbers"
+    origin, b, c, d, e = numbers
+    p, q, r, s = b - origin, c - origin, d - origin, e - origin
+    total = (p + q) + (r + s)
+    return (p * p + q * q) + (r * r + s * s) - total * total * 0.2
 
 # %% ../nbs/04e_indicators.ipynb #46cca3aa
 @kernel
 def join_spreads(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    now: int,  # spread of the newest n bars
-    before: int,  # spread of the n bars before them
-    total_now: int,  # sum of the newest n bars
-    total_before: int,  # sum of the n bars before them
+    now: float,  # spread of the newest n bars
+    before: float,  # spread of the n bars before them
+    totals: tuple[float, ...],  # sums of the newest n bars and of the n before them
     bars: float,  # n
-    out: int,  # row of the spread of all 2n bars
-) -> None:
+) -> float:  # spread of all 2n bars
     "Spread of a window from the spreads and sums of its halves"
-    weight = 1 / (2 * bars)
-    for column in range(sheet.shape[1]):
-        apart = sheet[total_now, column] - sheet[total_before, column]
-        sheet[out, column] = (sheet[now, column] + sheet[before, column]) + apart * apart * weight
+    apart = totals[0] - totals[1]
+    return (now + before) + apart * apart * (1 / (2 * bars))
 
 # %% ../nbs/04e_indicators.ipynb #3831b2ea
 @kernel
 def deviation(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    spread: int,
+    spread: float,
     count: float,  # n for a population, n − 1 for a sample
-    out: int,  # row of the standard deviation
-) -> None:
+) -> float:
     "Standard deviation from a spread"
-    weight = 1 / count
-    for column in range(sheet.shape[1]):
-        sheet[out, column] = np.sqrt(sheet[spread, column] * weight)
+    return np.sqrt(spread * (1 / count))
 
-# %% ../nbs/04e_indicators.ipynb #66239313
+# %% ../nbs/04e_indicators.ipynb #300baa5f
 @kernel
-def higher(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    a: int,
-    b: int,
-    out: int,  # row of the larger ones
-) -> None:
-    "Larger value of two rows"
-    for column in range(sheet.shape[1]):
-        sheet[out, column] = max(sheet[a, column], sheet[b, column])
-
-
-@kernel
-def lower(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    a: int,
-    b: int,
-    out: int,  # row of the smaller ones
-) -> None:
-    "Smaller value of two rows"
-    for column in range(sheet.shape[1]):
-        sheet[out, column] = min(sheet[a, column], sheet[b, column])
+def place(
+    value: float,
+    bottom: float,
+    top: float,
+    size: float,  # answer at the top; it is 0 at the bottom
+) -> float:  # NaN when top and bottom are the same
+    "Where a value lies between two others"
+    return size * (value - bottom) / (top - bottom)
 
 # %% ../nbs/04e_indicators.ipynb #9ae069f5
 @kernel
 def new_sheet(
     symbols: int,  # N
-) -> np.ndarray:  # float64[ROWS, N]
+) -> np.ndarray:  # float64[ROWS, at least N]
     "An empty memory: no bar seen yet"
-    return np.zeros((ROWS, symbols))
+    spare = 8 if symbols % 64 == 0 else 0  # columns
+    return np.zeros((ROWS, symbols + spare))
+
+# %% ../nbs/04e_indicators.ipynb #bace3161
+@kernel
+def newest_5(
+    sheet: np.ndarray,  # float64[ROWS, N]
+    ring: Ring,  # of single bars
+    bar: int,  # number of the newest bar
+    column: int,
+) -> tuple[float, ...]:  # five, newest first
+    "The newest five bars of a symbol"
+    a, b, c = sheet[at(ring, bar), column], sheet[at(ring, bar - 1), column], sheet[at(ring, bar - 2), column]
+    return a, b, c, sheet[at(ring, bar - 3), column], sheet[at(ring, bar - 4), column]
+
+
+@kernel
+def newest_7(
+    sheet: np.ndarray,  # float64[ROWS, N]
+    ring: Ring,  # of single bars
+    bar: int,  # number of the newest bar
+    column: int,
+) -> tuple[float, ...]:  # seven, newest first
+    "The newest seven bars of a symbol"
+    a, b, c, d, e = newest_5(sheet, ring, bar, column)
+    return a, b, c, d, e, sheet[at(ring, bar - 5), column], sheet[at(ring, bar - 6), column]
 
 # %% ../nbs/04e_indicators.ipynb #c2854013
 @kernel
@@ -300,46 +226,20 @@ def simple_averages(
     bar: int,  # number of the newest bar
 ) -> None:
     "Simple moving averages over 5, 20 and 60 closes, and the close against that of 10"
-    five, ten, twenty = at(CLOSES_5, bar), at(CLOSES_10, bar), at(CLOSES_20, bar)
-    total_5(sheet, CLOSES, bar, five)
-    add(sheet, five, at(CLOSES_5, bar - 5), ten)
-    add(sheet, ten, at(CLOSES_10, bar - 10), twenty)
-    add(sheet, twenty, at(CLOSES_20, bar - 20), ONE)
-    add(sheet, ONE, at(CLOSES_20, bar - 40), TWO)
-    scale(sheet, five, 1 / 5, SMA_5)
-    scale(sheet, twenty, 1 / 20, SMA_20)
-    scale(sheet, TWO, 1 / 60, SMA_60)
-    scale(sheet, ten, 1 / 10, THREE)
-    change(sheet, at(CLOSES, bar), THREE, MOMENTUM_SCORE)
-    change(sheet, SMA_5, SMA_20, SMA_CROSS_5_20)
-
-# %% ../nbs/04e_indicators.ipynb #300baa5f
-@kernel
-def band(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    middle: int,  # row of the average
-    sigma: int,  # row of the standard deviation
-    width: float,  # standard deviations to go, negative: down
-    out: int,  # row of the band
-) -> None:
-    "One band around an average"
     for column in range(sheet.shape[1]):
-        sheet[out, column] = sheet[middle, column] + width * sheet[sigma, column]
-
-
-@kernel
-def place(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    value: int,
-    bottom: int,
-    top: int,
-    size: float,  # answer at the top; it is 0 at the bottom
-    out: int,  # row of the place; NaN when top and bottom are the same
-) -> None:
-    "Where a value lies between two others"
-    for column in range(sheet.shape[1]):
-        height = sheet[top, column] - sheet[bottom, column]
-        sheet[out, column] = size * (sheet[value, column] - sheet[bottom, column]) / height
+        closes = newest_5(sheet, CLOSES, bar, column)
+        five = total_5(closes)
+        ten = five + sheet[at(CLOSES_5, bar - 5), column]
+        twenty = ten + sheet[at(CLOSES_10, bar - 10), column]
+        sixty = twenty + sheet[at(CLOSES_20, bar - 20), column] + sheet[at(CLOSES_20, bar - 40), column]
+        sheet[at(CLOSES_5, bar), column] = five
+        sheet[at(CLOSES_10, bar), column] = ten
+        sheet[at(CLOSES_20, bar), column] = twenty
+        sheet[SMA_5, column] = five * (1 / 5)
+        sheet[SMA_20, column] = twenty * (1 / 20)
+        sheet[SMA_60, column] = sixty * (1 / 60)
+        sheet[MOMENTUM_SCORE, column] = change(closes[0], ten * (1 / 10))
+        sheet[SMA_CROSS_5_20, column] = change(five * (1 / 5), twenty * (1 / 20))
 
 # %% ../nbs/04e_indicators.ipynb #c8185e64
 @kernel
@@ -348,18 +248,23 @@ def bands(
     bar: int,  # number of the newest bar
 ) -> None:
     "Bollinger bands of twenty closes and two deviations, and the close against them"
-    close, five, ten = at(CLOSES, bar), at(CLOSE_SPREADS_5, bar), at(CLOSE_SPREADS_10, bar)
-    spread_5(sheet, CLOSES, bar, five)
-    join_spreads(sheet, five, at(CLOSE_SPREADS_5, bar - 5), at(CLOSES_5, bar), at(CLOSES_5, bar - 5), 5.0, ten)
-    join_spreads(sheet, ten, at(CLOSE_SPREADS_10, bar - 10), at(CLOSES_10, bar), at(CLOSES_10, bar - 10), 10.0, ONE)
-    deviation(sheet, ONE, 20.0, TWO)
-    band(sheet, SMA_20, TWO, 2.0, BB_UPPER)
-    band(sheet, SMA_20, TWO, -2.0, BB_LOWER)
-    scale(sheet, TWO, 4.0, THREE)
-    divide(sheet, THREE, SMA_20, BB_WIDTH)
-    place(sheet, close, BB_LOWER, BB_UPPER, 1.0, BB_PBAND)
-    change(sheet, close, BB_UPPER, PRICE_VS_BB_UPPER)
-    change(sheet, close, BB_LOWER, PRICE_VS_BB_LOWER)
+    for column in range(sheet.shape[1]):
+        closes = newest_5(sheet, CLOSES, bar, column)
+        totals_5 = sheet[at(CLOSES_5, bar), column], sheet[at(CLOSES_5, bar - 5), column]
+        totals_10 = sheet[at(CLOSES_10, bar), column], sheet[at(CLOSES_10, bar - 10), column]
+        five = spread_5(closes)
+        ten = join_spreads(five, sheet[at(CLOSE_SPREADS_5, bar - 5), column], totals_5, 5.0)
+        twenty = join_spreads(ten, sheet[at(CLOSE_SPREADS_10, bar - 10), column], totals_10, 10.0)
+        sigma, middle = deviation(twenty, 20.0), sheet[SMA_20, column]
+        upper, lower = middle + 2.0 * sigma, middle - 2.0 * sigma
+        sheet[at(CLOSE_SPREADS_5, bar), column] = five
+        sheet[at(CLOSE_SPREADS_10, bar), column] = ten
+        sheet[BB_UPPER, column] = upper
+        sheet[BB_LOWER, column] = lower
+        sheet[BB_WIDTH, column] = 4.0 * sigma / middle
+        sheet[BB_PBAND, column] = place(closes[0], lower, upper, 1.0)
+        sheet[PRICE_VS_BB_UPPER, column] = change(closes[0], upper)
+        sheet[PRICE_VS_BB_LOWER, column] = change(closes[0], lower)
 
 # %% ../nbs/04e_indicators.ipynb #7cdb164c
 @kernel
@@ -368,13 +273,19 @@ def exponential_averages(
     bar: int,  # number of the newest bar
 ) -> None:
     "Exponential averages of 12 and 26 closes, and MACD with its signal line of 9"
-    close = at(CLOSES, bar)
-    smooth(sheet, EMA_12_MEMORY, close, 2 / 13 if bar > 0 else 1.0, EMA_12)
-    smooth(sheet, EMA_26_MEMORY, close, 2 / 27 if bar > 0 else 1.0, EMA_26)
-    subtract(sheet, EMA_12, EMA_26, MACD)
-    smooth(sheet, SIGNAL_MEMORY, MACD, 2 / 10 if bar > 25 else 1.0, MACD_SIGNAL)
-    subtract(sheet, MACD, MACD_SIGNAL, MACD_DIFF)
-    change(sheet, EMA_12, EMA_26, EMA_CROSS_12_26)
+    weight_12, weight_26 = (2 / 13, 2 / 27) if bar > 0 else (1.0, 1.0)
+    weight_9 = 2 / 10 if bar > 25 else 1.0
+    for column in range(sheet.shape[1]):
+        close = sheet[at(CLOSES, bar), column]
+        fast = smooth(sheet[EMA_12_MEMORY, column], close, weight_12)
+        slow = smooth(sheet[EMA_26_MEMORY, column], close, weight_26)
+        signal = smooth(sheet[SIGNAL_MEMORY, column], fast - slow, weight_9)
+        sheet[EMA_12_MEMORY, column] = sheet[EMA_12, column] = fast
+        sheet[EMA_26_MEMORY, column] = sheet[EMA_26, column] = slow
+        sheet[SIGNAL_MEMORY, column] = sheet[MACD_SIGNAL, column] = signal
+        sheet[MACD, column] = fast - slow
+        sheet[MACD_DIFF, column] = fast - slow - signal
+        sheet[EMA_CROSS_12_26, column] = change(fast, slow)
 
 # %% ../nbs/04e_indicators.ipynb #b4f65a8d
 @kernel
@@ -383,10 +294,12 @@ def returns(
     bar: int,  # number of the newest bar
 ) -> None:
     "Returns over 1, 5 and 20 bars"
-    close = at(CLOSES, bar)
-    change(sheet, close, at(CLOSES, bar - 1), RETURN_1D)
-    change(sheet, close, at(CLOSES, bar - 5), RETURN_5D)
-    change(sheet, close, at(CLOSES, bar - 20), RETURN_20D)
+    for column in range(sheet.shape[1]):
+        close = sheet[at(CLOSES, bar), column]
+        daily = change(close, sheet[at(CLOSES, bar - 1), column])
+        sheet[RETURN_1D, column] = sheet[at(RETURNS, bar), column] = daily
+        sheet[RETURN_5D, column] = change(close, sheet[at(CLOSES, bar - 5), column])
+        sheet[RETURN_20D, column] = change(close, sheet[at(CLOSES, bar - 20), column])
 
 # %% ../nbs/04e_indicators.ipynb #a76d67fb
 @kernel
@@ -395,119 +308,121 @@ def volatility_20(
     bar: int,  # number of the newest bar
 ) -> None:
     "Standard deviation of twenty daily returns"
-    keep(sheet, RETURN_1D, RETURNS, bar)
-    total, five, ten = at(RETURNS_5, bar), at(RETURN_SPREADS_5, bar), at(RETURN_SPREADS_10, bar)
-    total_5(sheet, RETURNS, bar, total)
-    add(sheet, total, at(RETURNS_5, bar - 5), at(RETURNS_10, bar))
-    spread_5(sheet, RETURNS, bar, five)
-    join_spreads(sheet, five, at(RETURN_SPREADS_5, bar - 5), total, at(RETURNS_5, bar - 5), 5.0, ten)
-    join_spreads(
-        sheet, ten, at(RETURN_SPREADS_10, bar - 10), at(RETURNS_10, bar), at(RETURNS_10, bar - 10), 10.0, ONE
-    )
-    deviation(sheet, ONE, 19.0, VOLATILITY_20D)
+    for column in range(sheet.shape[1]):
+        moves = newest_5(sheet, RETURNS, bar, column)
+        totals_5 = total_5(moves), sheet[at(RETURNS_5, bar - 5), column]
+        totals_10 = totals_5[0] + totals_5[1], sheet[at(RETURNS_10, bar - 10), column]
+        five = spread_5(moves)
+        ten = join_spreads(five, sheet[at(RETURN_SPREADS_5, bar - 5), column], totals_5, 5.0)
+        twenty = join_spreads(ten, sheet[at(RETURN_SPREADS_10, bar - 10), column], totals_10, 10.0)
+        sheet[at(RETURNS_5, bar), column] = totals_5[0]
+        sheet[at(RETURNS_10, bar), column] = totals_10[0]
+        sheet[at(RETURN_SPREADS_5, bar), column] = five
+        sheet[at(RETURN_SPREADS_10, bar), column] = ten
+        sheet[VOLATILITY_20D, column] = deviation(twenty, 19.0)
 
 # %% ../nbs/04e_indicators.ipynb #3c213885
 @kernel
-def moves(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    now: int,
-    before: int,
-    gain: int,  # row of the rises, else 0
-    loss: int,  # row of the falls as positive numbers, else 0
-) -> None:
-    "Split a move into gain and loss"
-    for column in range(sheet.shape[1]):
-        move = sheet[now, column] - sheet[before, column]
-        sheet[gain, column] = max(move, 0.0)
-        sheet[loss, column] = max(-move, 0.0)
-
-
-@kernel
 def strength(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    gain: int,
-    loss: int,
-    out: int,  # row of the index, points 0 to 100
-) -> None:
+    gain: float,
+    loss: float,
+) -> float:  # points, 0 to 100
     "Share of the gains in all moves"
-    for column in range(sheet.shape[1]):
-        up, down = sheet[gain, column], sheet[loss, column]
-        sheet[out, column] = 100.0 if down == 0.0 else 100.0 * up / (up + down)
+    share = 100.0 * gain / (gain + loss)
+    return 100.0 if loss == 0.0 else share
 
 # %% ../nbs/04e_indicators.ipynb #c65dbf54
 @kernel
-def relative_strength(
+def wilder_strength(
     sheet: np.ndarray,  # float64[ROWS, N], changed
     bar: int,  # number of the newest bar
 ) -> None:
-    "RSI of fourteen bars, Wilder's and the simple one"
-    gain, loss, gain_7, loss_7 = at(GAINS, bar), at(LOSSES, bar), at(GAINS_7, bar), at(LOSSES_7, bar)
-    moves(sheet, at(CLOSES, bar), at(CLOSES, max(bar - 1, 0)), gain, loss)
-    smooth(sheet, GAIN_MEMORY, gain, 1 / 14, ONE)
-    smooth(sheet, LOSS_MEMORY, loss, 1 / 14, TWO)
-    strength(sheet, ONE, TWO, RSI_14)
-    total_7(sheet, GAINS, bar, gain_7)
-    total_7(sheet, LOSSES, bar, loss_7)
-    add(sheet, gain_7, at(GAINS_7, bar - 7), ONE)
-    add(sheet, loss_7, at(LOSSES_7, bar - 7), TWO)
-    strength(sheet, ONE, TWO, RSI_14_SIMPLE)
+    "Split the newest move into gain and loss, and Wilder's RSI of fourteen"
+    for column in range(sheet.shape[1]):
+        move = sheet[at(CLOSES, bar), column] - sheet[at(CLOSES, max(bar - 1, 0)), column]
+        gain, loss = max(move, 0.0), max(-move, 0.0)
+        up = smooth(sheet[GAIN_MEMORY, column], gain, 1 / 14)
+        down = smooth(sheet[LOSS_MEMORY, column], loss, 1 / 14)
+        sheet[at(GAINS, bar), column] = gain
+        sheet[at(LOSSES, bar), column] = loss
+        sheet[GAIN_MEMORY, column] = up
+        sheet[LOSS_MEMORY, column] = down
+        sheet[RSI_14, column] = strength(up, down)
+
+
+@kernel
+def simple_strength(
+    sheet: np.ndarray,  # float64[ROWS, N], changed; after `wilder_strength`
+    bar: int,  # number of the newest bar
+) -> None:
+    "RSI of the plain sums of fourteen gains and losses"
+    for column in range(sheet.shape[1]):
+        gain = total_7(newest_7(sheet, GAINS, bar, column))
+        loss = total_7(newest_7(sheet, LOSSES, bar, column))
+        gains = gain + sheet[at(GAINS_7, bar - 7), column]
+        losses = loss + sheet[at(LOSSES_7, bar - 7), column]
+        sheet[at(GAINS_7, bar), column] = gain
+        sheet[at(LOSSES_7, bar), column] = loss
+        sheet[RSI_14_SIMPLE, column] = strength(gains, losses)
 
 # %% ../nbs/04e_indicators.ipynb #0cae29ae
 @kernel
-def extremes(
+def highest_14(
     sheet: np.ndarray,  # float64[ROWS, N], changed
     bar: int,  # number of the newest bar
-    highest: int,  # row of the highest high of fourteen bars
-    lowest: int,  # row of the lowest low of fourteen bars
+    out: int,  # row of the answer
 ) -> None:
-    "Range of fourteen bars, by doubling: 1, 2, 4, 8 and two overlapping eights"
-    higher(sheet, at(HIGHS, bar), at(HIGHS, bar - 1), at(HIGHS_2, bar))
-    higher(sheet, at(HIGHS_2, bar), at(HIGHS_2, bar - 2), at(HIGHS_4, bar))
-    higher(sheet, at(HIGHS_4, bar), at(HIGHS_4, bar - 4), at(HIGHS_8, bar))
-    higher(sheet, at(HIGHS_8, bar), at(HIGHS_8, bar - 6), highest)
-    lower(sheet, at(LOWS, bar), at(LOWS, bar - 1), at(LOWS_2, bar))
-    lower(sheet, at(LOWS_2, bar), at(LOWS_2, bar - 2), at(LOWS_4, bar))
-    lower(sheet, at(LOWS_4, bar), at(LOWS_4, bar - 4), at(LOWS_8, bar))
-    lower(sheet, at(LOWS_8, bar), at(LOWS_8, bar - 6), lowest)
+    "Highest high of fourteen bars"
+    for column in range(sheet.shape[1]):
+        two = max(sheet[at(HIGHS, bar), column], sheet[at(HIGHS, bar - 1), column])
+        four = max(two, sheet[at(HIGHS_2, bar - 2), column])
+        eight = max(four, sheet[at(HIGHS_4, bar - 4), column])
+        sheet[at(HIGHS_2, bar), column] = two
+        sheet[at(HIGHS_4, bar), column] = four
+        sheet[at(HIGHS_8, bar), column] = eight
+        sheet[out, column] = max(eight, sheet[at(HIGHS_8, bar - 6), column])
+
+
+@kernel
+def lowest_14(
+    sheet: np.ndarray,  # float64[ROWS, N], changed
+    bar: int,  # number of the newest bar
+    out: int,  # row of the answer
+) -> None:
+    "Lowest low of fourteen bars"
+    for column in range(sheet.shape[1]):
+        two = min(sheet[at(LOWS, bar), column], sheet[at(LOWS, bar - 1), column])
+        four = min(two, sheet[at(LOWS_2, bar - 2), column])
+        eight = min(four, sheet[at(LOWS_4, bar - 4), column])
+        sheet[at(LOWS_2, bar), column] = two
+        sheet[at(LOWS_4, bar), column] = four
+        sheet[at(LOWS_8, bar), column] = eight
+        sheet[out, column] = min(eight, sheet[at(LOWS_8, bar - 6), column])
 
 # %% ../nbs/04e_indicators.ipynb #25efcfb5
-@kernel
-def mean_3(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    ring: Ring,  # of single bars
-    bar: int,  # number of the newest bar
-    out: int,  # row of the mean
-) -> None:
-    "Mean of the newest three bars"
-    a, b, c = at(ring, bar), at(ring, bar - 1), at(ring, bar - 2)
-    for column in range(sheet.shape[1]):
-        sheet[out, column] = (sheet[a, column] + sheet[b, column] + sheet[c, column]) * (1 / 3)
-
-
 @kernel
 def stochastic(
     sheet: np.ndarray,  # float64[ROWS, N], changed
     bar: int,  # number of the newest bar
 ) -> None:
     "Stochastic oscillator of fourteen bars and its mean of three"
-    extremes(sheet, bar, ONE, TWO)
-    place(sheet, at(CLOSES, bar), TWO, ONE, 100.0, STOCH_K)
-    keep(sheet, STOCH_K, STOCHASTICS, bar)
-    mean_3(sheet, STOCHASTICS, bar, STOCH_D)
+    highest_14(sheet, bar, ONE)
+    lowest_14(sheet, bar, TWO)
+    for column in range(sheet.shape[1]):
+        newest = place(sheet[at(CLOSES, bar), column], sheet[TWO, column], sheet[ONE, column], 100.0)
+        before = sheet[at(STOCHASTICS, bar - 1), column], sheet[at(STOCHASTICS, bar - 2), column]
+        sheet[STOCH_K, column] = sheet[at(STOCHASTICS, bar), column] = newest
+        sheet[STOCH_D, column] = (newest + before[0] + before[1]) * (1 / 3)
 
 # %% ../nbs/04e_indicators.ipynb #1a9f3a51
 @kernel
 def true_range(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    high: int,
-    low: int,
-    before: int,  # row of the close before
-    out: int,  # row of the range, USD per share
-) -> None:
+    high: float,
+    low: float,
+    before: float,  # close before
+) -> float:  # USD per share
     "Distance from the lowest to the highest of low, high and the close before"
-    for column in range(sheet.shape[1]):
-        top = max(sheet[high, column], sheet[before, column])
-        sheet[out, column] = top - min(sheet[low, column], sheet[before, column])
+    return max(high, before) - min(low, before)
 
 
 @kernel
@@ -516,8 +431,12 @@ def average_range(
     bar: int,  # number of the newest bar
 ) -> None:
     "Average true range of fourteen bars, Wilder's"
-    true_range(sheet, at(HIGHS, bar), at(LOWS, bar), at(CLOSES, max(bar - 1, 0)), ONE)
-    smooth(sheet, RANGE_MEMORY, ONE, 1 / min(bar + 1, 14), ATR_14)
+    weight = 1 / min(bar + 1, 14)
+    for column in range(sheet.shape[1]):
+        high, low = sheet[at(HIGHS, bar), column], sheet[at(LOWS, bar), column]
+        newest = true_range(high, low, sheet[at(CLOSES, max(bar - 1, 0)), column])
+        average = smooth(sheet[RANGE_MEMORY, column], newest, weight)
+        sheet[RANGE_MEMORY, column] = sheet[ATR_14, column] = average
 
 # %% ../nbs/04e_indicators.ipynb #fc958c03
 @kernel
@@ -526,12 +445,14 @@ def relative_volume(
     bar: int,  # number of the newest bar
 ) -> None:
     "Volume against its mean of twenty bars"
-    five, ten = at(VOLUMES_5, bar), at(VOLUMES_10, bar)
-    total_5(sheet, VOLUMES, bar, five)
-    add(sheet, five, at(VOLUMES_5, bar - 5), ten)
-    add(sheet, ten, at(VOLUMES_10, bar - 10), ONE)
-    scale(sheet, ONE, 1 / 20, TWO)
-    divide(sheet, at(VOLUMES, bar), TWO, VOLUME_RATIO)
+    for column in range(sheet.shape[1]):
+        volumes = newest_5(sheet, VOLUMES, bar, column)
+        five = total_5(volumes)
+        ten = five + sheet[at(VOLUMES_5, bar - 5), column]
+        twenty = ten + sheet[at(VOLUMES_10, bar - 10), column]
+        sheet[at(VOLUMES_5, bar), column] = five
+        sheet[at(VOLUMES_10, bar), column] = ten
+        sheet[VOLUME_RATIO, column] = volumes[0] / (twenty * (1 / 20))
 
 # %% ../nbs/04e_indicators.ipynb #faa12b88
 @kernel
@@ -545,34 +466,11 @@ def step(
     exponential_averages(sheet, bar)
     returns(sheet, bar)
     volatility_20(sheet, bar)
-    relative_strength(sheet, bar)
+    wilder_strength(sheet, bar)
+    simple_strength(sheet, bar)
     stochastic(sheet, bar)
     average_range(sheet, bar)
     relative_volume(sheet, bar)
-
-# %% ../nbs/04e_indicators.ipynb #fc8dcce0
-@kernel
-def invert(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    a: int,
-    out: int,  # row of 1 / a
-) -> None:
-    "Reciprocal of a row"
-    for column in range(sheet.shape[1]):
-        sheet[out, column] = 1 / sheet[a, column]
-
-
-@kernel
-def rebase(
-    sheet: np.ndarray,  # float64[rows, N], changed
-    level: int,  # row in USD per share; becomes a ratio
-    inverse: int,  # row of 1 / close
-    offset: float,  # what to subtract: 1 for a price, 0 for a difference of prices
-) -> None:
-    "Divide a row by the close, in place"
-    for column in range(sheet.shape[1]):
-        ratio = sheet[level, column] * sheet[inverse, column]
-        sheet[level, column] = (ratio + COARSE) - (COARSE + offset)
 
 # %% ../nbs/04e_indicators.ipynb #18ec9523
 @kernel
@@ -581,8 +479,9 @@ def relative(
     bar: int,  # number of the newest bar
 ) -> None:
     "Turn every row in dollars into a ratio; the memory keeps the dollars"
-    invert(sheet, at(CLOSES, bar), ONE)
-    for level in (SMA_5, SMA_20, SMA_60, EMA_12, EMA_26):
-        rebase(sheet, level, ONE, 1.0)
-    for level in (MACD, MACD_SIGNAL, MACD_DIFF, ATR_14):
-        rebase(sheet, level, ONE, 0.0)
+    for column in range(sheet.shape[1]):
+        inverse = 1 / sheet[at(CLOSES, bar), column]
+        for price in (SMA_5, SMA_20, SMA_60, EMA_12, EMA_26):
+            sheet[price, column] = coarse(sheet[price, column] * inverse, 1.0)
+        for distance in (MACD, MACD_SIGNAL, MACD_DIFF, ATR_14):
+            sheet[distance, column] = coarse(sheet[distance, column] * inverse, 0.0)
