@@ -195,7 +195,7 @@ def new_sheet(
     spare = 8 if symbols % 64 == 0 else 0  # columns
     return np.zeros((ROWS, symbols + spare))
 
-# %% ../nbs/04e_indicators.ipynb #bace3161
+# %% ../nbs/04e_indicators.ipynb #1e52e6a4
 @kernel
 def newest_5(
     sheet: np.ndarray,  # float64[ROWS, N]
