@@ -349,7 +349,7 @@ def wilder_strength(
         sheet[LOSS_MEMORY, column] = down
         sheet[RSI_14, column] = strength(up, down)
 
-
+# %% ../nbs/04e_indicators.ipynb #29061905
 @kernel
 def simple_strength(
     sheet: np.ndarray,  # float64[ROWS, N], changed; after `wilder_strength`

@@ -3,11 +3,13 @@
 from dataclasses import replace
 from datetime import date
 
+import numba
 import numpy as np
 import pandas as pd
 import pytest
 import ta
 
+from alpha_trader import indicators as steps
 from alpha_trader.bars import Panel, adjusted
 from alpha_trader.domain import InputError
 from alpha_trader.features import (
@@ -147,6 +149,44 @@ def test_blocks_threads_and_company_change_no_digit():
     for start in range(0, 720, 45):
         walk_with_gaps(adjusted(crowd), start, start + 45, 60, found)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_wide_and_narrow_sheets_agree():
+    "Spare columns, eights and what is left of them: the widths around a multiple of 64 give the same digits"
+    panel = synthetic_panel(symbols=130, sessions=80, seed=2)
+    expected = features(panel, min_history=1).values
+    for width in (1, 7, 63, 64, 65, 128):
+        found = np.empty_like(expected)
+        for start in range(0, 130, width):
+            walk_with_gaps(panel.values, start, min(start + width, 130), 1, found)
+        np.testing.assert_array_equal(found, expected)
+    raw = indicators(panel)
+    for name, levels in indicators(replace(panel, symbols=panel.symbols[:64], **narrow(panel, 64))).items():
+        np.testing.assert_array_equal(levels, raw[name][:, :64], err_msg=name)
+
+
+def narrow(panel: Panel, width: int) -> dict[str, np.ndarray]:
+    "Arrays of the first symbols of a panel"
+    return {
+        "values": np.ascontiguousarray(panel.values[:, :, :width]),
+        "splits": panel.splits[:, :width],
+        "dividends": panel.dividends[:, :width],
+    }
+
+
+LOOPS = (
+    *("simple_averages", "bands", "exponential_averages", "returns", "volatility_20", "wilder_strength"),
+    *("simple_strength", "highest_14", "lowest_14", "stochastic", "average_range", "relative_volume", "relative"),
+)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops_handle_several_symbols_at_once(name):
+    "The compiler turned the loop into one over vectors; it gives up silently when a loop touches too many rows"
+    loop = numba.njit(getattr(steps, name).py_func, error_model="numpy")
+    arguments = [steps.ONE] if name in ("highest_14", "lowest_14") else []
+    loop(np.ones((int(steps.ROWS), 100)), 30, *arguments)
+    assert any("vector.body" in code for code in loop.inspect_llvm().values())
 
 
 def test_windows_forget_exactly():
