@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATUS', 'KINDS', 'PAGES', 'DIVIDENDS', 'CASH_ONLY', 'BOOKED', 'LATE', 'KEEP', 'own_name', 'identifier', 'order_of',
-           'wire', 'order_body', 'walk_orders', 'walk_tokens', 'fill_of', 'action_of', 'actions_of', 'Memory',
-           'fingerprint', 'asset_of', 'AlpacaAccount', 'AlpacaOrders', 'AlpacaBroker', 'stamp', 'position_of',
+           'wire', 'order_body', 'walk_orders', 'walk_tokens', 'fill_of', 'action_of', 'actions_of', 'correction_of',
+           'Memory', 'fingerprint', 'asset_of', 'AlpacaAccount', 'AlpacaOrders', 'AlpacaBroker', 'stamp', 'position_of',
            'PaperBroker', 'LiveBroker', 'paper_broker', 'live_broker', 'open_alpaca']
 
 # %% ../nbs/11a_alpaca_broker.ipynb #3655ed5a
@@ -17,8 +17,8 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from .alpaca_line import Line, decimal, line_of, moment, trading_line as trading_line
-from .broker import refusal
+from .alpaca_line import Line, decimal, line_of, moment
+from .broker import Correction, refusal
 from alpha_trader.domain import (
     Account,
     Asset,
@@ -190,6 +190,20 @@ def actions_of(
         found.append(action)
     return found
 
+# %% ../nbs/11a_alpaca_broker.ipynb #5c1a2622
+def correction_of(row: Mapping[str, Any]) -> Correction | None:
+    "What an activity event takes back; None: it takes nothing back"
+    try:
+        about = row.get("details") or {}
+        if about.get("execution_type") not in ("trade_bust", "trade_correct"):
+            return None
+        named = {"id": row["ref_id"], "transaction_time": row["executed_at"], "qty": row.get("qty"), "price": row.get("price")}
+        right = about["execution_type"] == "trade_correct"
+        instead = fill_of({**about, **named}, {str(about["order_id"]): own_name(about.get("client_order_id"))}) if right else None
+        return Correction(identifier(row, "previous_id"), instead, moment(row["at"]))
+    except (KeyError, ValueError) as error:
+        raise ProtocolError(f"a correction without a usable {error}") from None
+
 # %% ../nbs/11a_alpaca_broker.ipynb #31198fa3
 class Memory:
     "Answers that may be used again for a moment"
@@ -204,6 +218,10 @@ class Memory:
             asked, found = self.monotonic(), ask()
             self.answers[name] = asked, found
         return found
+
+    def set(self, name: str, answer: Any) -> None:
+        "What was asked for anyway is the answer, too"
+        self.answers[name] = self.monotonic(), answer
 
     def forget(self) -> None:
         "Something happened: ask again"
@@ -302,6 +320,13 @@ class AlpacaOrders(AlpacaAccount):
         return self.seen(self.line.read(f"/orders/{broker_id}", what=f"order {broker_id}"))
 
     def orders(self, since: datetime, open_only: bool = False) -> list[BrokerOrder]:
+        if not open_only:
+            self.memory.forget()  # a look begins
+        return self.listed_since(since, open_only)
+
+    def listed_since(self, since: datetime, open_only: bool = False) -> list[BrokerOrder]:
+        "The open orders, and those submitted since"
+
         def page(after: datetime) -> list[dict[str, Any]]:
             query = {"status": "all", "direction": "asc", "limit": 500, "after": stamp(after)}
             return list(self.line.read("/orders", query, "orders"))
@@ -335,20 +360,13 @@ LATE = timedelta(days=4)  # how long after its date a fee may appear in the jour
 class AlpacaBroker(AlpacaOrders):
     "Alpaca behind the door that all brokers share"
 
-    looking: list[str] | None = None  # ids of the journal's rows when the present look began; None: no look is under way
-
     def fills(self, since: datetime) -> list[Fill]:
         journal = self.journal(since)
-        ids, read = [str(row["id"]) for row in journal], {"account", "positions"} <= self.memory.answers.keys()
-        ends = self.looking == ids and read
-        if not ends:
-            self.memory.forget()
-        self.looking = None if ends else ids
-        self.memory.get(f"journal {stamp(since)}", lambda: journal)
+        self.memory.set(f"journal {stamp(since)}", journal)
         rows = [row for row in journal if row["activity_type"] == "FILL" and moment(row["transaction_time"]) >= since]
         unknown = sorted({str(row["order_id"]) for row in rows} - self.names.keys())
         if len(unknown) > 1:
-            self.orders(since - timedelta(days=5))
+            self.listed_since(since - timedelta(days=5))
         for name in unknown:
             if name not in self.names:
                 self.order(name)
@@ -360,6 +378,12 @@ class AlpacaBroker(AlpacaOrders):
         splits = any(row["activity_type"] == "SPLIT" for row in rows)
         held = {position.symbol: position.quantity for position in self.positions()} if splits else {}
         return actions_of(rows, held)
+
+    def corrections(self, since: datetime) -> list[Correction]:
+        query = {"since": stamp(since - LATE), "until": stamp(self.line.clock() + timedelta(microseconds=1))}
+        rows = self.line.read("/events/activities", query, "corrections", version="v2beta1")
+        found = (correction_of(row) for row in rows or ())
+        return [correction for correction in found if correction is not None]
 
     def journal(self, since: datetime) -> list[dict[str, Any]]:
         "Rows of the account's journal, oldest first"

@@ -54,6 +54,8 @@ def mean_price(fills: pd.DataFrame) -> Decimal:  # USD per share
     if len(fills) == 1:
         return fills["price"].iloc[0]
     shares = sum(fills["quantity"], Decimal(0))
+    if not shares:
+        return Decimal(0)
     return round(sum(fills["quantity"] * fills["price"], Decimal(0)) / shares, 6)
 
 # %% ../nbs/12d_books.ipynb #66f6e440

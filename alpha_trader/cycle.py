@@ -43,7 +43,6 @@ from alpha_trader.domain import (
     Purpose,
     RunError,
     Side,
-    rounded,
     usd,
     usd_text,
 )
@@ -58,6 +57,7 @@ from alpha_trader.execution import (
     reconcile,
     record_intents,
     send,
+    story_of,
     working,
 )
 from .drift import WINDOW, Drift, Normal, measure_drift
@@ -87,7 +87,6 @@ from alpha_trader.store import (
     closing_equity,
     halted,
     last_judgement,
-    move_position,
     post,
     reading,
     record_equity,
@@ -360,17 +359,8 @@ def own_part(
     row: PositionRow,  # of a symbol that others have traded, too
 ) -> PositionRow:  # a copy, not of the database
     "The part of a position that our own orders have made"
-    mine = {"account": row.account, "symbol": row.symbol}
-    fills = db.scalars(select(FillRow).filter_by(**mine).where(FillRow.client_id.is_not(None)))
-    splits = db.scalars(select(CorporateActionRow).filter_by(**mine, kind="split"))
-    story: list[tuple[Any, Any]] = [((f.session, 1, f.at), f) for f in fills] + [((a.session, 0, a.booked_at), a) for a in splits]
-    own = PositionRow(**mine, quantity=Decimal(0), average_price=Decimal(0), entry_session=None, updated_at=row.updated_at)
-    for _, event in sorted(story, key=lambda pair: pair[0]):
-        if isinstance(event, FillRow):
-            move_position(own, event.side.sign * event.quantity, event.price, event.session)
-        else:
-            own.quantity, own.average_price = rounded(own.quantity * event.amount, 9), rounded(own.average_price / event.amount, 6)
-    own.quantity = min(own.quantity, max(row.quantity, Decimal(0)))
+    own = story_of(db, row.account, row.symbol, FillRow.client_id.is_not(None))
+    own.quantity, own.updated_at = min(own.quantity, max(row.quantity, Decimal(0))), row.updated_at
     own.half_taken, own.last_stop_session = row.half_taken, row.last_stop_session
     return own
 

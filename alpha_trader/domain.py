@@ -342,7 +342,7 @@ class Fill:
     client_id: str | None  # None: not our order
     symbol: str
     side: Side
-    quantity: Decimal  # shares, positive
+    quantity: Decimal  # shares, positive; negative in our books where a fill was taken back
     price: Decimal  # USD a share
     fee: Decimal  # USD, positive is what we paid
     at: datetime  # UTC

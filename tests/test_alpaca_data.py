@@ -25,7 +25,7 @@ from servers.judge import Judge
 from servers.wire import Fault, Reply, Request
 
 from alpha_trader.alpaca_data import AlpacaBars, history, latest, snapshots
-from alpha_trader.alpaca_line import Line, data_line, shared_limit, trading_line
+from alpha_trader.alpaca_line import Line, line_to, shared_limit
 from alpha_trader.bars import Panel, load_panel, read_card
 from alpha_trader.checks import IngestReport, ingest
 from alpha_trader.domain import AuthFailed, DataError, NotSent, ProtocolError
@@ -61,7 +61,7 @@ class Feed:
 
     @cached_property
     def judged(self) -> Line:
-        line = data_line(KEY, SECRET, self.service.url, lambda: None, lambda: self.now, self.naps.append)
+        line = line_to(self.service.url, KEY, SECRET, lambda: None, lambda: self.now, self.naps.append, data=True)
         line.client._session.hooks["response"].append(Judge("market-data", self.service.url))
         return line
 
@@ -222,7 +222,7 @@ def test_no_bars_may_be_null(feed: Feed) -> None:
     feed.service.wire.faults.append(
         Fault(bars_page(0), "reply", reply=Reply(200, {"bars": None, "next_page_token": None}))
     )
-    line = data_line(KEY, SECRET, feed.service.url, lambda: None, lambda: feed.now, feed.naps.append)
+    line = line_to(feed.service.url, KEY, SECRET, lambda: None, lambda: feed.now, feed.naps.append, data=True)
     source = AlpacaBars(lambda: line, SYMBOLS, since=DAYS[0], clock=lambda: feed.now)
     report = ingest(source, feed.folder, source.symbols(), DAYS[40], feed.now)
     assert [row.status for row in report.rows] == ["refused"] * 4
@@ -233,11 +233,11 @@ def test_wrong_keys_and_no_server_stop_the_ingest(feed: Feed) -> None:
     "Nothing was learned about any symbol, so no symbol is reported: one error, and the cache stays as it is"
     feed.ingest()
     before = {path.name: path.read_bytes() for path in feed.folder.iterdir()}
-    wrong = data_line(KEY, "x" * 40, feed.service.url, lambda: None, lambda: feed.now, feed.naps.append)
+    wrong = line_to(feed.service.url, KEY, "x" * 40, lambda: None, lambda: feed.now, feed.naps.append, data=True)
     with pytest.raises(AuthFailed, match="ALPACA_API_KEY"):
         ingest(replace(feed.source(), open_line=lambda: wrong), feed.folder, SYMBOLS, DAYS[41], feed.now)
     feed.service.wire.close()
-    gone = data_line(KEY, SECRET, feed.service.url, lambda: None, lambda: feed.now, feed.naps.append)
+    gone = line_to(feed.service.url, KEY, SECRET, lambda: None, lambda: feed.now, feed.naps.append, data=True)
     with pytest.raises(NotSent, match="no connection"):
         ingest(replace(feed.source(), open_line=lambda: gone), feed.folder, SYMBOLS, DAYS[41], feed.now)
     assert {path.name: path.read_bytes() for path in feed.folder.iterdir()} == before
@@ -275,8 +275,8 @@ def test_this_mornings_split(feed: Feed) -> None:
 def test_one_limit_for_all_lines_of_a_key(feed: Feed, tmp_path: Path) -> None:
     "Trading and data, this process and another: they fill the same window; another key has its own; no name is a key"
     limit = shared_limit(tmp_path / "limits", KEY)
-    data = data_line(KEY, SECRET, feed.service.url, limit.wait, lambda: feed.now)
-    trading = trading_line(KEY, SECRET, feed.service.url, limit.wait, lambda: feed.now)
+    data = line_to(feed.service.url, KEY, SECRET, limit.wait, lambda: feed.now, data=True)
+    trading = line_to(feed.service.url, KEY, SECRET, limit.wait, lambda: feed.now)
     data.read("/stocks/snapshots", {"symbols": "SYNA"}, "snapshots")
     trading.read("/account", what="account")
     code = (
@@ -320,13 +320,13 @@ import json, sys
 from datetime import UTC, datetime, date
 from pathlib import Path
 from alpha_trader.alpaca_data import AlpacaBars
-from alpha_trader.alpaca_line import data_line
+from alpha_trader.alpaca_line import line_to
 from alpha_trader.checks import ingest
 
 url, folder, count, first, last, key, secret = sys.argv[1:]
 symbols = tuple(sorted(chr(65 + n // 676) + chr(65 + n // 26 % 26) + chr(65 + n % 26) for n in range(int(count))))
 now = datetime.now(UTC)
-line = data_line(key, secret, url, lambda: None, lambda: now)
+line = line_to(url, key, secret, lambda: None, lambda: now, data=True)
 source = AlpacaBars(lambda: line, symbols, "sip", date.fromisoformat(first), lambda: now)
 def peak():  # MiB; unlike ru_maxrss, this begins anew with the program
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024

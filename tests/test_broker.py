@@ -27,7 +27,7 @@ from servers.judge import Judge
 from servers.kis import ACCOUNT, HTS_ID, PAPER_KEY, PAPER_SECRET, PRODUCT, REAL_KEY, REAL_SECRET, Kis
 
 from alpha_trader.alpaca_broker import paper_broker
-from alpha_trader.alpaca_line import trading_line
+from alpha_trader.alpaca_line import line_to
 from alpha_trader.bars import Panel, bars_frame, panel_of
 from alpha_trader.broker import Broker, look, missing, refusal
 from alpha_trader.domain import (
@@ -107,7 +107,7 @@ def alpaca_venue(folder: Path) -> Venue:
     "The real client library over real HTTP; Alpaca's specification judges every request and reply"
     exchange = Exchange(make_tape(), session_open(DAYS[0]), CAPITAL)
     service = Alpaca(exchange, CAPITAL)
-    line = trading_line(KEY, SECRET, service.url, lambda: None, lambda: exchange.now, lambda seconds: None)
+    line = line_to(service.url, KEY, SECRET, lambda: None, lambda: exchange.now, lambda seconds: None)
     line.client._session.hooks["response"].append(Judge("trading", service.url))
 
     def by_hand(intent: OrderIntent) -> object:

@@ -22,14 +22,17 @@ from servers.judge import Judge
 from servers.wire import Fault, Reply, Request, Wire
 from sqlalchemy import select
 
-from alpha_trader.alpaca_broker import AlpacaBroker, paper_broker, trading_line
+from alpha_trader.alpaca_broker import AlpacaBroker, paper_broker
+from alpha_trader.alpaca_line import line_to
 from alpha_trader.bars import Panel, bars_frame, panel_of
 from alpha_trader.cycle import Desk, commit, decide, held_now, observe
 from alpha_trader.domain import IntentStatus, OrderIntent, Purpose, Run, Side
 from alpha_trader.execution import (
+    BACK,
     Outcome,
     Reconciliation,
     cancel_intent,
+    execution_of,
     frozen,
     intent_of,
     reconcile,
@@ -164,7 +167,7 @@ class Trader:
         self.book = book or Book(path)
         self.book.doom, self.engine = doom, self.book.engine
         limit = RateLimit(path / "limit.db", 180, 60.0, lambda: clock().timestamp(), sleep)
-        self.line = trading_line(KEY, SECRET, url, limit.wait, clock, sleep)
+        self.line = line_to(url, KEY, SECRET, limit.wait, clock, sleep)
         guard = self.line.client._session.get_adapter(url)
         guard.__class__, guard.limits, guard.doom = Doomed, LIMITS, doom
         if judge:
@@ -277,6 +280,7 @@ class Floor:
         self.service.exchange = Exchange(TAPE, opening(DAYS[FIRST]), CAPITAL)
         self.service.calls, self.service.most = [], 0
         self.service.lag.clear()
+        self.service.amended = "replaced"
         self.wire.faults.clear()
         self.wire.log.clear()
         self.naps: list[float] = []
@@ -450,8 +454,10 @@ def invariants(floor: Floor, trader: Trader, seen: Reconciliation) -> None:
     held = {row.symbol: row.quantity for row in trader.rows(PositionRow) if row.quantity}
     assert held == exchange.shares and seen.drift == {}, f"I3: {held} {exchange.shares} {seen.drift}"
     assert seen.cash_drift == 0 and seen.account.cash == exchange.cash, f"I3: cash {seen.cash_drift}"
-    booked = sorted(row.fill_id for row in trader.rows(FillRow))
-    assert booked == sorted(execution.id for execution in exchange.executions), "I4"
+    booked = sorted(execution_of(row.fill_id) for row in trader.rows(FillRow))
+    amended = [(one.of.id + BACK, *([one.instead.id] if one.instead else [])) for one in exchange.amendments]
+    told = [execution.id for execution in exchange.executions] + [name for names in amended for name in names]
+    assert booked == sorted(map(execution_of, told)), "I4"
     orders = {row.broker_id: row for row in trader.rows(OrderRow)}
     assert set(exchange.orders) == set(orders), "I2: an order by hand was not recorded"
     guard = trader.line.client._session.get_adapter(floor.url)

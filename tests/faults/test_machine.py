@@ -27,7 +27,7 @@ def house() -> Iterator[tuple[Floor, Maker]]:
 def test_schedules_of_faults_deaths_and_kills() -> None:
     "I1 to I10 after each step of schedules that are the same every day; some real kills among them"
     counted = drive(SCHEDULES, number=5)
-    assert counted["kills"] > 5 and counted["crashes"] + counted["orders"] > 10
+    assert counted["kills"] > 3 and counted["crashes"] + counted["orders"] > 10
 
 
 @pytest.mark.slow

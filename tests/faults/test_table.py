@@ -6,6 +6,7 @@ invariants of `floor.py`, against the exchange's book.
 
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -20,6 +21,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 import alpha_trader.alpaca_broker as adapter
+from alpha_trader.books import orders_of, orders_with_fills
 from alpha_trader.cycle import clock_gate, decide, observe
 from alpha_trader.domain import (
     IntentStatus,
@@ -41,7 +43,7 @@ from alpha_trader.execution import (
     submit_intent,
 )
 from alpha_trader.signals import Reason
-from alpha_trader.store import OrderRow, connect, halted, writing
+from alpha_trader.store import FillRow, OrderRow, connect, halted, writing
 from faults.floor import DAYS, FIRST, MEMORY, TAPE, Death, Doom, Floor, Trader, entry, in_the_end, sale
 
 HTML = b"<html><body>502 Bad Gateway</body></html>"
@@ -465,6 +467,125 @@ def test_fault_16_fills_around_the_end_of_a_page(floor: Floor, trader: Trader, c
     for _ in range(count):
         floor.exchange.submit("COIL", "buy", Decimal(1), "market")
     in_the_end(floor, trader)
+
+
+def amended(floor: Floor, trader: Trader) -> tuple[list[tuple[Decimal, Decimal]], list[str]]:
+    "Shares and price of each row of ours, oldest first, and the alarms about it"
+    rows = sorted(trader.rows(FillRow), key=lambda row: (row.booked_at, row.fill_id.endswith(" taken back"), row.fill_id))
+    return [(row.quantity, row.price) for row in rows], [kind for kind in trader.alarms() if kind in ("busted", "corrected")]
+
+
+@pytest.mark.parametrize("journal", ["replaced", "beside", "untold"])
+def test_fault_16_a_busted_fill_is_taken_back_once(floor: Floor, trader: Trader, journal: str) -> None:
+    "Row 16: busted → shares and cash are back, the fill and its opposite are two rows, the stop goes, nothing is bought again"
+    floor.service.amended = journal
+    trader.cycle(FIRST, {"ACME": 10})
+    floor.exchange.amend(floor.exchange.executions[0])
+    seen = in_the_end(floor, trader)
+    assert (seen.drift, seen.frozen, seen.cash_drift) == ({}, {}, 0)
+    assert amended(floor, trader) == ([(10, 100), (-10, 100)], ["busted"])
+    trader.reconcile()
+    floor.to_open(FIRST + 1)
+    assert trader.cycle(FIRST + 1, {}) == [] and not [order for order in floor.ours() if order.left]
+    in_the_end(floor, trader)
+    assert amended(floor, trader)[1] == ["busted"] and len(floor.posts()) == 2
+    assert orders_of(trader.engine, "demo")["filled"].tolist()[0] == 0
+
+
+@pytest.mark.parametrize("journal", ["replaced", "beside", "untold"])
+@pytest.mark.parametrize(("quantity", "price", "level"), [(10, 90, "85.50"), (8, 100, "95"), (9, 101, "95.95")])
+def test_fault_16_a_corrected_fill_replaces_what_it_corrects(
+    floor: Floor, trader: Trader, journal: str, quantity: int, price: int, level: str
+) -> None:
+    "Row 16: corrected in price, in shares or in both → I3 and I4, what the shares cost and their stop follow; once"
+    floor.service.amended = journal
+    trader.cycle(FIRST, {"ACME": 10})
+    floor.exchange.amend(floor.exchange.executions[0], Decimal(quantity), Decimal(price))
+    assert in_the_end(floor, trader).frozen == {}
+    trader.reconcile()
+    rows, alarms = amended(floor, trader)
+    assert sorted(rows) == sorted([(10, 100), (-10, 100), (quantity, price)]) and alarms == ["corrected"]
+    row = trader.position()
+    assert row and (row.quantity, row.average_price, row.entry_session) == (quantity, price, DAYS[FIRST])
+    [order] = [row for row in orders_with_fills(trader.engine, "demo") if row["purpose"] == "entry"]
+    assert (order["filled"], order["price"]) == (quantity, price)
+    floor.to_open(FIRST + 1)
+    [stop] = trader.cycle(FIRST + 1, {})
+    assert (stop.intent.quantity, stop.intent.stop_price) == (quantity, Decimal(level))
+    in_the_end(floor, trader)
+
+
+def test_fault_16_a_sale_that_does_not_stand_brings_the_position_back(floor: Floor, trader: Trader) -> None:
+    "Row 16: the stop's sale is busted a session later → the shares are ours again, at what they cost, and protected again"
+    trader.cycle(FIRST, {"ACME": 10})
+    floor.to_open(FIRST + 3)  # the session between fell to 90
+    assert in_the_end(floor, trader).positions == {}
+    floor.exchange.amend(floor.exchange.executions[1])
+    in_the_end(floor, trader)
+    row = trader.position()
+    assert row and (row.quantity, row.average_price, row.entry_session, row.last_stop_session) == (10, 100, DAYS[FIRST], None)
+    [stop] = trader.cycle(FIRST + 3, {})
+    assert (stop.intent.quantity, stop.intent.stop_price, stop.status) == (10, Decimal(95), IntentStatus.OPEN)
+    in_the_end(floor, trader)
+
+
+def test_fault_16_a_correction_is_corrected_and_then_busted(floor: Floor, trader: Trader) -> None:
+    "Row 16: corrected twice and busted → each word takes back the one before it, once"
+    trader.cycle(FIRST, {"ACME": 10})
+    first = floor.exchange.amend(floor.exchange.executions[0], Decimal(8), Decimal(100))
+    trader.reconcile()
+    assert first.instead
+    second = floor.exchange.amend(first.instead, Decimal(9), Decimal(99))
+    trader.reconcile()
+    assert second.instead
+    floor.exchange.amend(second.instead)
+    in_the_end(floor, trader)
+    assert amended(floor, trader)[1] == ["corrected", "corrected", "busted"]
+
+
+def test_fault_16_what_is_not_explained_stays_frozen(floor: Floor, trader: Trader) -> None:
+    "Row 16: a bust of which nobody tells → nothing is taken back, frozen with an alarm; told later, it adds up"
+    trader.cycle(FIRST, {"ACME": 10})
+    floor.exchange.amend(floor.exchange.executions[0])
+    floor.fault("GET", "/events/activities", reply=Reply(500, HTML), times=99)
+    seen = trader.reconcile()
+    assert seen.drift == {"ACME": (10, 0)} and list(seen.frozen) == ["ACME"] and "drift" in trader.alarms()
+    assert len(trader.rows(FillRow)) == 1
+    floor.wire.faults.clear()
+    later = trader.reconcile()
+    assert later.drift == {} and list(later.frozen) == ["ACME"], "a person lifts it"
+    assert amended(floor, trader) == ([(10, 100), (-10, 100)], ["busted"])
+
+
+def test_fault_16_the_reason_for_odd_cash_may_come_later(floor: Floor, trader: Trader) -> None:
+    "Row 16: a price is corrected, and the word about it comes a day after the money → an alarm about the money, then the fill is right"
+    trader.cycle(FIRST, {"ACME": 10})
+    floor.exchange.amend(floor.exchange.executions[0], Decimal(10), Decimal(99))
+    floor.service.amended = "untold"
+    floor.fault("GET", "/events/activities", change=lambda stream: b"", times=2)
+    assert trader.reconcile().cash_drift == 10
+    floor.to_open(FIRST + 1)
+    assert trader.reconcile().cash_drift == 0 and amended(floor, trader)[1] == []
+    assert in_the_end(floor, trader).cash_drift == 0
+    assert [kind for kind in trader.alarms() if kind != "lease"] == ["cash", "corrected"]
+
+
+def test_fault_16_a_death_while_a_fill_is_taken_back(floor: Floor) -> None:
+    "Row 16, 10: killed around every commit and request of the look that hears of it → taken back once"
+    for at in range(1, 40):
+        floor.reset()
+        with floor.trading() as trader:
+            trader.cycle(FIRST, {"ACME": 10})
+            floor.exchange.amend(floor.exchange.executions[0], Decimal(9), Decimal(101))
+        doom = Doom(at)
+        with suppress(Death):
+            floor.trader(doom).reconcile()
+        with floor.trading() as trader:
+            in_the_end(floor, trader)
+            assert sorted(amended(floor, trader)[0]) == [(-10, 100), (9, 101), (10, 100)]
+        if doom.count < at:
+            return
+    raise AssertionError("it never came to its end")
 
 
 # ------------------------------------------------------------------------------------ 18 to 22: the books and the clock

@@ -4,6 +4,7 @@ Only what the official specification (2.4.0) and the documents describe. Every r
 that specification from outside; see `judge.py`.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -56,6 +57,7 @@ class Alpaca:
     lag: dict[str, int] = field(default_factory=dict)  # client id -> lookups still answered 404
     account_number: str = ACCOUNT
     actions_page: int = 1_000  # corporate actions on a page, at most
+    amended: str = "replaced"  # how the list of fills shows an amendment (undocumented): replaced, beside, untold
 
     def __post_init__(self) -> None:
         self.wire = Wire(self.answer)
@@ -86,6 +88,8 @@ class Alpaca:
         parts = path.strip("/").split("/")
         if parts[0] == "v1":
             return Reply(body=self.actions(query))
+        if parts == ["v2beta1", "events", "activities"]:
+            return self.told(query)
         match method, parts[1:]:
             case "GET", ["account"]:
                 return Reply(body=self.account())
@@ -309,7 +313,7 @@ class Alpaca:
 
     def activities(self, query: dict[str, str]) -> list[dict[str, Any]]:
         kinds = query["activity_types"].split(",")
-        rows = [self.fill(execution) for execution in self.exchange.executions] if "FILL" in kinds else []
+        rows = [self.fill(execution) for execution in self.fills_told()] if "FILL" in kinds else []
         rows += [self.event(event) for event in self.exchange.events if self.word(event) in kinds]
         if "after" in query:
             after = pd.Timestamp(query["after"])
@@ -324,6 +328,56 @@ class Alpaca:
             ids = [row["id"] for row in rows]
             rows = rows[ids.index(query["page_token"]) + 1 :] if query["page_token"] in ids else []
         return rows[: int(query.get("page_size", 100))]
+
+    def fills_told(self) -> list[Execution]:
+        "Fills as the list of activities has them"
+        found, amendments = list(self.exchange.executions), self.exchange.amendments
+        if self.amended != "untold":
+            found += [one.instead for one in amendments if one.instead]
+        gone = {one.of.id for one in amendments} if self.amended == "replaced" else set()
+        return [execution for execution in found if execution.id not in gone]
+
+    def told(self, query: dict[str, str]) -> Reply:
+        "Activity events of a time that has passed, as a stream that ends: fills, and what does not stand"
+        if "until" not in query or "since" not in query:
+            return error(422, 42210000, "since and until are needed")
+        since, until = (pd.Timestamp(query[name]) for name in ("since", "until"))
+        events = [self.trade_event(one.at, "fill", one, one.id) for one in self.exchange.executions]
+        for one in self.exchange.amendments:
+            kind = "trade_correct" if one.instead else "trade_bust"
+            named = one.instead.id if one.instead else one.id
+            events.append(self.trade_event(one.at, kind, one.instead or one.of, named, one.of.id))
+        rows = [event for event in events if since <= pd.Timestamp(event["at"]) <= until]
+        lines = [f"id: {event['event_id']}\ndata: {json.dumps(event)}\n\n" for event in rows]
+        return Reply(body=(": heartbeat\n\n" + "".join(lines)).encode(), headers={"Content-Type": "text/event-stream"})
+
+    def trade_event(self, at: datetime, kind: str, execution: Execution, name: str, previous: str = "") -> dict[str, Any]:
+        order = execution.order
+        details = {
+            "execution_type": kind,
+            "order_id": order.id,
+            "client_order_id": order.client_id,
+            "asset_id": self.asset(order.symbol)["id"],
+            "symbol": order.symbol,
+            "side": order.side,
+            "leaves_qty": number(order.quantity - execution.total),
+            "cum_qty": number(execution.total),
+            "order_status": order.status,
+        }
+        event = {
+            "event_id": f"01HZZZZZZZ{name[-16:].replace('-', '0').upper()}",
+            "at": stamp(at),
+            "activity_type": "TRD",
+            "executed_at": stamp(execution.at),
+            "status": "executed",
+            "settle_date": str(execution.at.date()),
+            "currency": "USD",
+            "ref_id": name.rpartition("::")[2],
+            "qty": number(execution.quantity),
+            "price": number(execution.price),
+            "details": details,
+        }
+        return event | ({"previous_id": previous.rpartition("::")[2]} if previous else {})
 
     def fill(self, execution: Execution) -> dict[str, Any]:
         order = execution.order

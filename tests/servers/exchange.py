@@ -76,6 +76,16 @@ class Execution:
 
 
 @dataclass(frozen=True)
+class Amendment:
+    "A fill that does not stand any more"
+
+    id: str
+    of: Execution
+    instead: Execution | None  # None: busted
+    at: datetime
+
+
+@dataclass(frozen=True)
 class Event:
     "A split or a dividend that was booked"
 
@@ -127,6 +137,7 @@ class Exchange:
     orders: dict[str, Order] = field(default_factory=dict)
     executions: list[Execution] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    amendments: list[Amendment] = field(default_factory=list)
     shares: dict[str, Decimal] = field(default_factory=dict)
     average: dict[str, Decimal] = field(default_factory=dict)
     closes: dict[date, Decimal] = field(default_factory=dict)  # equity at each close
@@ -288,11 +299,35 @@ class Exchange:
         order.filled, order.paid, order.updated = order.filled + quantity, order.paid + quantity * price, self.now
         order.status = "filled" if order.filled == order.quantity else "partially_filled"
         order.ended = self.now if order.status == "filled" else None
-        name = f"{self.now:%Y%m%d%H%M%S}{len(self.executions):03d}::{order.id}"
-        self.executions.append(Execution(name, order, quantity, price, fee, self.now, order.filled))
+        self.executions.append(Execution(self.fill_name(), order, quantity, price, fee, self.now, order.filled))
         for mate in self.orders.values():
             if order.group and mate.group == order.group and mate is not order:
                 self.end(mate, "canceled", "another order of its group filled")
+
+    def fill_name(self) -> str:
+        "When, and which execution"
+        number = len(self.executions) + len(self.amendments)
+        return f"{self.now:%Y%m%d%H%M%S}{number:03d}::{number:08d}-0000-4000-9000-{number:012d}"
+
+    def amend(self, execution: Execution, quantity: Decimal = Decimal(0), price: Decimal = Decimal(0)) -> Amendment:
+        "A fill is stated anew, or busted: nothing stands instead"
+        with self.lock:
+            order, sign = execution.order, 1 if execution.order.side == "buy" else -1
+            now_held = self.shares.get(order.symbol, Decimal(0)) + sign * (quantity - execution.quantity)
+            self.shares[order.symbol] = now_held
+            self.average.setdefault(order.symbol, price or execution.price)
+            if not now_held:
+                del self.shares[order.symbol]
+            self.cash += sign * (execution.quantity * execution.price - quantity * price).quantize(CENT, ROUND_HALF_UP)
+            fee = (quantity * price * self.fee_rate).quantize(CENT, ROUND_HALF_UP)
+            self.cash += execution.fee - fee
+            order.filled += quantity - execution.quantity
+            order.paid += quantity * price - execution.quantity * execution.price
+            order.updated = self.now
+            total = execution.total - execution.quantity + quantity
+            instead = Execution(self.fill_name(), order, quantity, price, fee, execution.at, total) if quantity else None
+            self.amendments.append(Amendment(self.fill_name(), execution, instead, self.now))
+            return self.amendments[-1]
 
     def end(self, order: Order, status: str, reason: str = "") -> None:
         if order.status not in OVER:

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from openapi_core import OpenAPI
+from openapi_core import Config, OpenAPI
 from openapi_core.contrib.requests import RequestsOpenAPIRequest, RequestsOpenAPIResponse
 from requests import Response
 
@@ -21,11 +21,24 @@ def specification(name: str) -> dict[str, Any]:
     return json.loads(files("alpaca_mcp_server").joinpath("specs", f"{name}-api.json").read_text())
 
 
+def events_of(content: bytes) -> Any:
+    "The events of a stream, also when a client has made a list of them already"
+    if content.startswith(b"["):
+        return json.loads(content)
+    return [json.loads(line[5:]) for line in content.splitlines() if line.startswith(b"data:")]
+
+
+def api_of(name: str, url: str) -> OpenAPI:
+    "A specification that speaks of this server; a stream of events is judged as the list that the specification calls it"
+    config = Config(extra_media_type_deserializers={"text/event-stream": events_of})
+    return OpenAPI.from_dict(specification(name) | {"servers": [{"url": url}]}, config=config)
+
+
 class Judge:
     "Raises in the middle of a test when something was not as the specification says"
 
     def __init__(self, name: str, url: str):
-        self.api = OpenAPI.from_dict(specification(name) | {"servers": [{"url": url}]})
+        self.api = api_of(name, url)
         self.seen, self.wrong = 0, list[str]()
         self.fine: set[tuple[object, ...]] = set()  # what was found right once need not be looked at again
 

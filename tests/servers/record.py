@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from openapi_core import OpenAPI
 from openapi_core.testing import MockRequest, MockResponse
 
-from servers.judge import DECLARED, specification
+from servers.judge import DECLARED, api_of
 from servers.wire import Reply, Request, Wire
 
 
@@ -38,9 +38,7 @@ class Recorder:
     def judge(self) -> int:  # how many were judged
         "Raise when a request or a reply is not as the specification says"
         hosts = {"trading": "http://trading", "market-data": "http://data"}
-        apis = {
-            name: OpenAPI.from_dict(specification(name) | {"servers": [{"url": url}]}) for name, url in hosts.items()
-        }
+        apis = {name: api_of(name, url) for name, url in hosts.items()}
         for request, reply in self.pairs:
             data = request.path.startswith(("/v2/stocks", "/v1/"))
             name = "market-data" if data else "trading"
@@ -66,7 +64,7 @@ def judge_pair(api: OpenAPI, host: str, request: Request, reply: Reply) -> None:
     try:
         api.validate_request(asked)
         if reply.status in DECLARED:
-            kind = "application/json"
+            kind = reply.headers.get("Content-Type", "application/json")
             api.validate_response(asked, MockResponse(reply.content(), status_code=reply.status, content_type=kind))
     except Exception as error:
         where = f"{request.method} {request.path}?{urlencode(request.query)}"
