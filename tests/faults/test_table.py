@@ -558,7 +558,7 @@ def test_fault_16_what_is_not_explained_stays_frozen(floor: Floor, trader: Trade
 
 
 def test_fault_16_the_reason_for_odd_cash_may_come_later(floor: Floor, trader: Trader) -> None:
-    "Row 16: a price is corrected, and the word about it comes a day after the money → an alarm about the money, then the fill is right"
+    "Row 16: a price is corrected, the word comes a day after the money → an alarm about the money, then the fill is right"
     trader.cycle(FIRST, {"ACME": 10})
     floor.exchange.amend(floor.exchange.executions[0], Decimal(10), Decimal(99))
     floor.service.amended = "untold"
