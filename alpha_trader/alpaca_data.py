@@ -111,6 +111,8 @@ def with_events(
         day = pd.Timestamp(event.session)
         if frame.index[0] <= day <= pd.Timestamp(end):
             splits[day], paid[day] = splits.get(day, 1.0) * event.split, paid.get(day, 0.0) + event.dividend
+    if not splits:
+        return frame.assign(split=1.0, dividend=0.0)
     laid = frame.reindex(frame.index.union(pd.DatetimeIndex(list(splits)).as_unit("s"))).rename_axis("session")
     laid["split"], laid["dividend"] = [splits.get(day, 1.0) for day in laid.index], [paid.get(day, 0.0) for day in laid.index]
     return laid

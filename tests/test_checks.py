@@ -1,5 +1,7 @@
 """Checks answer for any input, catch what they name, and leave good history alone"""
 
+import math
+from collections import Counter
 from datetime import UTC, date, datetime
 
 import numpy as np
@@ -216,6 +218,43 @@ class OneBroken(SyntheticSource):
             raise DataError("SYNB: the vendor sent half a page")
         frames = super().bars(symbols, start, end)
         return {symbol: frame * -1 if symbol == "SYNC" else frame for symbol, frame in frames.items()}
+
+
+def blame(row: tuple, sessions: set[date], last: date) -> str | None:
+    "The first rule that a bar breaks, told cell by cell; duplicates aside"
+    day, (o, h, low, c, v), (split, paid) = row[0].date(), row[1:6], row[6:]
+    numbers = (o, h, low, c, v)
+    holes = [math.isnan(number) for number in numbers]
+    if day > last:
+        return "unfinished"
+    if day not in sessions:
+        return "no_session"
+    if any(holes) and not (all(holes) and (split != 1 or paid != 0)):
+        return "nan"
+    if any(number <= 0 for number in numbers):
+        return "non_positive"
+    outside = any(price < low * (1 - 1e-6) or price > h * (1 + 1e-6) for price in (o, c))
+    return "high_low" if outside else None
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_each_bar_is_blamed_as_a_person_would(data):
+    "The rules look at whole arrays; told row by row and cell by cell, in tidy and in untidy dress, it is the same"
+    frame, values = GOOGLE.copy(), st.sampled_from([np.nan, 0.0, -1.0, 1.0, 1e6, 600.0])
+    for _ in range(data.draw(st.integers(0, 6))):
+        frame.iloc[data.draw(st.integers(0, len(frame) - 1)), data.draw(st.integers(0, 4))] = data.draw(values)
+    strangers = [day for day in ("2012-07-04", "2013-01-01", "2013-03-04", "2013-03-05") if data.draw(st.booleans())]
+    frame = pd.concat([frame, *(frame.iloc[[9]].set_axis(pd.DatetimeIndex([day])) for day in strangers)]).sort_index()
+    frame.index = frame.index.as_unit("s").rename("session")
+    sessions = set(sessions_between(date(2012, 6, 1), AS_OF))
+    expected = Counter(word for row in frame.itertuples() if (word := blame(row, sessions, AS_OF)))
+    usable, findings = check_bars(frame, "X", AS_OF)
+    told, told_findings = check_bars(frame.set_axis([str(day) for day in frame.index]), "X", AS_OF)
+    assert findings == told_findings
+    pd.testing.assert_frame_equal(usable, told)
+    assert {finding.kind for finding in findings if finding.severity == "drop"} == set(expected)
+    assert len(frame) - len(usable) == expected.total()
 
 
 def test_one_bad_symbol_never_stops_the_others(tmp_path):
