@@ -27,7 +27,7 @@ from servers.wire import Fault, Reply, Request
 from alpha_trader.alpaca_data import AlpacaBars, history, latest, snapshots
 from alpha_trader.alpaca_line import Line, line_to, shared_limit
 from alpha_trader.bars import Panel, load_panel, read_card
-from alpha_trader.checks import IngestReport, ingest
+from alpha_trader.checks import Ingested, IngestReport, ingest
 from alpha_trader.domain import AuthFailed, DataError, NotSent, ProtocolError
 from alpha_trader.samples import Events, synthetic_panel
 from alpha_trader.sessions import is_session, session_close, session_open
@@ -93,6 +93,61 @@ def same(found: Panel, day: int, tape: Panel = TAPE) -> None:
     np.testing.assert_array_equal(found.values, np.concatenate([wanted.values[:4], np.floor(wanted.values[4:])]))
     np.testing.assert_allclose(found.splits, wanted.splits, rtol=1e-12)
     np.testing.assert_array_equal(found.dividends, wanted.dividends)
+
+
+# --- an earlier beginning
+
+
+def test_an_earlier_since_asks_for_the_missing_piece_alone(feed: Feed) -> None:
+    "`since` moved back: the days before the kept ones are asked for, once, and the panel is as if it had always been so"
+    events = [day for day in range(1, 40) if (TAPE.splits[day] != 1).any() or (TAPE.dividends[day] != 0).any()]
+    assert events, "a split or a dividend lies in what is kept or in what is missing"
+    late = replace(feed.source(), since=DAYS[20])
+    ingest(late, feed.folder, SYMBOLS, DAYS[30], feed.now)
+    feed.asked()
+    feed.to(31)
+    report = ingest(feed.source(), feed.folder, SYMBOLS, DAYS[31], feed.now)
+    early, news = feed.asked()
+    assert (early.query["start"][:10], early.query["end"][:10]) == (str(DAYS[0]), str(DAYS[20]))
+    assert (news.query["start"][:10], news.query["end"][:10]) == (str(DAYS[30]), str(DAYS[31]))
+    assert [row.status for row in report.rows] == ["written"] * 4 and not report.findings
+    same(load_panel(feed.folder, SYMBOLS), 31)
+    assert [row.status for row in feed_at(feed, 31)] == ["kept"] * 4 and feed.asked() == []
+    ingest(late, feed.folder, SYMBOLS, DAYS[31], feed.now)
+    assert [row.status for row in feed_at(feed, 31)] == ["kept"] * 4 and feed.asked() == [], "later and back: nothing is lost"
+
+
+def feed_at(feed: Feed, day: int) -> tuple[Ingested, ...]:
+    return ingest(feed.source(), feed.folder, SYMBOLS, DAYS[day], feed.now).rows
+
+
+def test_what_was_never_there_is_asked_for_once(feed: Feed) -> None:
+    "A company that was listed later than its neighbours, and a note that is gone: no daily question about its youth"
+    young = TAPE.values.copy()
+    young[:, :25, 0] = np.nan
+    feed.service.exchange.tape = replace(TAPE, values=young)
+    ingest(replace(feed.source(), since=DAYS[10]), feed.folder, SYMBOLS, DAYS[30], feed.now)
+    (feed.folder / "asked.json").unlink()
+    feed.asked()
+    feed_at(feed, 30)
+    [early] = feed.asked()
+    assert early.query["end"][:10] == str(DAYS[10]) and set(early.query["symbols"].split(",")) == set(SYMBOLS)
+    feed_at(feed, 30)
+    assert feed.asked() == []
+    assert load_panel(feed.folder, SYMBOLS).values[3, :, 0].tolist()[24:26] == [pytest.approx(np.nan, nan_ok=True), young[3, 25, 0]]
+
+
+def test_an_earlier_piece_that_does_not_fit_renews_all(feed: Feed) -> None:
+    "The first kept bar is another one now → everything is asked for again"
+    ingest(replace(feed.source(), since=DAYS[20]), feed.folder, SYMBOLS, DAYS[30], feed.now)
+    changed = TAPE.values.copy()
+    changed[:4] *= 1.01
+    feed.service.exchange.tape = replace(TAPE, values=changed)
+    feed.asked()
+    feed_at(feed, 30)
+    _, whole = feed.asked()
+    assert (whole.query["start"][:10], whole.query["end"][:10]) == (str(DAYS[0]), str(DAYS[30]))
+    np.testing.assert_allclose(load_panel(feed.folder, SYMBOLS).values[3], changed[3, :31], rtol=1e-9)
 
 
 # --- complete
