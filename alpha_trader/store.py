@@ -12,10 +12,10 @@ __all__ = ['Price', 'Shares', 'Cash', 'EPOCH', 'PRAGMAS', 'WRITER', 'Key', 'Acco
            'succeeded_run', 'BarsRow', 'record_bars', 'ModelState', 'ModelRow', 'universe_hash', 'register_model',
            'Act', 'PromotionRow', 'rivals', 'promote', 'champion_of', 'record_judgement', 'last_judgement',
            'previous_champion', 'TrialKind', 'TrialRow', 'record_trials', 'trials_on', 'SignalRow', 'DecisionRow',
-           'IntentRow', 'record_intent', 'live_intents', 'OrderRow', 'mirror_order', 'FillRow', 'PositionRow',
-           'position_row', 'move_position', 'book_fill', 'CorporateActionRow', 'book_action', 'EquityRow',
-           'record_equity', 'closing_equity', 'RiskEventRow', 'record_risk', 'halt', 'halted', 'resume', 'OutboxRow',
-           'post', 'unsent', 'LeaseRow', 'acquire_lease', 'holds_fence', 'renew_lease', 'release_lease']
+           'IntentRow', 'planned_row', 'record_intent', 'live_intents', 'OrderRow', 'mirror_order', 'FillRow',
+           'PositionRow', 'position_row', 'move_position', 'book_fill', 'CorporateActionRow', 'book_action',
+           'EquityRow', 'record_equity', 'closing_equity', 'RiskEventRow', 'record_risk', 'halt', 'halted', 'resume',
+           'OutboxRow', 'post', 'unsent', 'LeaseRow', 'acquire_lease', 'holds_fence', 'renew_lease', 'release_lease']
 
 # %% ../nbs/03_store.ipynb #bda9582d
 import enum
@@ -965,6 +965,18 @@ class IntentRow(Base):
         return OrderIntent(**{name: getattr(self, name) for name in OrderIntent.__dataclass_fields__})
 
 # %% ../nbs/03_store.ipynb #af884e9e
+def planned_row(
+    intent: OrderIntent,
+    now: datetime,
+    run_id: int | None = None,
+    fence: int = 0,  # of the lease
+) -> IntentRow:  # not yet of any session
+    "The row of a new intent"
+    fields = {name: getattr(intent, name) for name in OrderIntent.__dataclass_fields__}
+    return IntentRow(client_id=intent.client_id, status=IntentStatus.PLANNED, broker_id=None, run_id=run_id,
+                     error="", fence=fence, created_at=now, sent_at=None, updated_at=now, **fields)
+
+
 def record_intent(
     db: Session,  # of `writing`
     intent: OrderIntent,
@@ -975,9 +987,7 @@ def record_intent(
     "The row of this intent: written if it is new, found as it stands if it is not"
     row = db.get(IntentRow, intent.client_id)
     if row is None:
-        fields = {name: getattr(intent, name) for name in OrderIntent.__dataclass_fields__}
-        row = IntentRow(client_id=intent.client_id, status=IntentStatus.PLANNED, broker_id=None, run_id=run_id,
-                        fence=fence, created_at=now, sent_at=None, updated_at=now, **fields)
+        row = planned_row(intent, now, run_id, fence)
         db.add(row)
         db.flush()
     return row
@@ -1026,8 +1036,14 @@ def mirror_order(
     now: datetime,
 ) -> OrderRow:
     "Remember what the broker says about an order"
-    key = {"account": account, "broker_id": order.broker_id}
-    return upsert(db, OrderRow, key, {k: v for k, v in asdict(order).items() if k != "broker_id"} | {"seen_at": now})
+    row = db.get(OrderRow, (account, order.broker_id))
+    if row is None:
+        row = OrderRow(account=account, broker_id=order.broker_id)
+        db.add(row)
+    for name in BrokerOrder.__dataclass_fields__:
+        setattr(row, name, getattr(order, name))
+    row.seen_at = now
+    return row
 
 # %% ../nbs/03_store.ipynb #2b69636a
 class FillRow(Base):
