@@ -19,6 +19,17 @@ import pytest
 from conftest import CHECKOUT
 from replay import SMALL
 
+# a broker of a test: a small model that acts on anything
+AT_A_BROKER: dict[str, object] = {
+    "data.clock": "broker",
+    "label.horizon": 2,
+    "model.min_train": 200,
+    "model.lightgbm_rounds": 8,
+    "model.xgboost_rounds": 8,
+    "signals.buy": 0.0001,
+    "signals.sell": -0.0001,
+    "signals.confidence": 0.01,
+}
 # six sessions with entries, stops, a target taken, an exit at the horizon, cool-downs and new entries
 LIVELY: dict[str, object] = SMALL | {
     "label.horizon": 2,
@@ -114,6 +125,14 @@ def edit_settings(root: Path, changes: dict[str, object]) -> None:
         text, count = re.subn(rf"^{key} =.*$", f"{key} = {value}", text, flags=re.MULTILINE)
         assert count == 1, f"settings.ini has {count} lines of {name}"
     path.write_text(text)
+
+
+def watch(root: Path, symbols: Sequence[str]) -> None:
+    "Put these symbols on the watchlist"
+    path = root / "settings.ini"
+    text, listed = path.read_text(), ", ".join(symbols)
+    start, end = text.index("watchlist ="), text.index("# what results are compared with")
+    path.write_text(text[:start] + f"watchlist = {listed}\n" + text[end:])
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from commands import Answer, alpha_trader, alpha_traders, edit_settings, store
+from commands import AT_A_BROKER, Answer, alpha_trader, alpha_traders, edit_settings, store, watch
 from servers.alpaca import KEY, SECRET, Alpaca
 from servers.exchange import Exchange
 from servers.record import Recorder
@@ -29,18 +29,10 @@ CAPITAL = Decimal(100_000)
 TAPE = synthetic_panel(6, 300, seed=3, start=date(2023, 1, 3), drift=0.003)  # so that any model buys
 DAYS = [day.item() for day in TAPE.sessions]
 FIRST = DAYS[280]  # the session that is traded first
-SETTINGS: dict[str, object] = {
+SETTINGS: dict[str, object] = AT_A_BROKER | {
     "data.source": "alpaca",
-    "data.clock": "broker",
     "data.since": "2023-01-03",
     "broker.name": "alpaca",
-    "label.horizon": 2,
-    "model.min_train": 200,
-    "model.lightgbm_rounds": 8,
-    "model.xgboost_rounds": 8,
-    "signals.buy": 0.0001,
-    "signals.sell": -0.0001,
-    "signals.confidence": 0.01,
     "run.poll_seconds": 0.2,
 }
 
@@ -73,10 +65,7 @@ class Place:
 
 def configure(root: Path, url: str, symbols: Sequence[str] = TAPE.symbols, **changes: object) -> None:
     "Point a workspace at a server, with its keys in .env"
-    watchlist = ", ".join(symbols)
-    text = (root / "settings.ini").read_text()
-    start, end = text.index("watchlist ="), text.index("# what results are compared with")
-    (root / "settings.ini").write_text(text[:start] + f"watchlist = {watchlist}\n" + text[end:])
+    watch(root, symbols)
     edit_settings(root, SETTINGS | {"alpaca.trading_url": url, "alpaca.data_url": url} | changes)
     (root / ".env").write_text(f"ALPACA_API_KEY={KEY}\nALPACA_API_SECRET={SECRET}\n")
 

@@ -13,7 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from commands import alpha_trader, edit_settings, store
+from commands import AT_A_BROKER, alpha_trader, edit_settings, store, watch
 from servers.exchange import Exchange
 from servers.kis import ACCOUNT, HTS_ID, PAPER_KEY, PAPER_SECRET, PRODUCT, REAL_KEY, REAL_SECRET, Kis
 
@@ -24,18 +24,10 @@ CAPITAL = Decimal(100_000)
 TAPE = synthetic_panel(6, 560, seed=3, start=date(2022, 1, 3))
 DAYS = [day.item() for day in TAPE.sessions]
 FIRST = DAYS[540]  # the session that is traded first
-SETTINGS: dict[str, object] = {
+SETTINGS: dict[str, object] = AT_A_BROKER | {
     "data.source": "kis",
-    "data.clock": "broker",
     "data.since": "2022-01-03",
     "broker.name": "kis",
-    "label.horizon": 2,
-    "model.min_train": 200,
-    "model.lightgbm_rounds": 8,
-    "model.xgboost_rounds": 8,
-    "signals.buy": 0.0001,
-    "signals.sell": -0.0001,
-    "signals.confidence": 0.01,
     "run.poll_seconds": 5.0,
 }
 SECRETS = {
@@ -52,10 +44,8 @@ SECRETS = {
 def service(workspace: Path) -> Iterator[Kis]:
     exchange = Exchange(TAPE, session_open(FIRST) + timedelta(minutes=1), CAPITAL)
     service = Kis(exchange, CAPITAL, where={TAPE.symbols[1]: "NYSE"}, paced=True)
+    watch(workspace, TAPE.symbols)
     text = (workspace / "settings.ini").read_text()
-    start, end = text.index("watchlist ="), text.index("# what results are compared with")
-    watchlist = ", ".join(TAPE.symbols)
-    text = text[:start] + f"watchlist = {watchlist}\n" + text[end:]
     (workspace / "settings.ini").write_text(re.sub(r"(\[kis\][^\[]*?\nurl =)", rf"\1 {service.both_url}", text))
     edit_settings(workspace, SETTINGS)
     (workspace / ".env").write_text("".join(f"{name}={value}\n" for name, value in SECRETS.items()))

@@ -3,12 +3,9 @@
 Each test first does the damage as the old code did it, then shows that ours cannot. KIS has its own in its own file.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from alpaca.data.historical import StockHistoricalDataClient
@@ -27,22 +24,7 @@ from alpha_trader.domain import BrokerError, IntentStatus
 from alpha_trader.sessions import session_close
 from alpha_trader.signals import Reason
 from alpha_trader.store import FillRow, PositionRow, connect, move_position, record_equity, writing
-from faults.floor import DAYS, FIRST, MEMORY, TAPE, Floor, Trader, entry, in_the_end
-
-
-@pytest.fixture(scope="module")
-def house() -> Iterator[Floor]:
-    with TemporaryDirectory(dir=MEMORY) as folder:
-        floor = Floor(Path(folder))
-        yield floor
-        floor.close()
-
-
-@pytest.fixture
-def floor(house: Floor) -> Iterator[Floor]:
-    house.reset()
-    yield house
-    house.reset()
+from faults.floor import DAYS, FIRST, TAPE, Floor, Trader, entry, in_the_end
 
 
 def as_they_did(floor: Floor) -> TradingClient:

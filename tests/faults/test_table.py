@@ -5,13 +5,11 @@ invariants of `floor.py`, against the exchange's book.
 """
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -44,31 +42,9 @@ from alpha_trader.execution import (
 )
 from alpha_trader.signals import Reason
 from alpha_trader.store import FillRow, OrderRow, connect, halted, writing
-from faults.floor import DAYS, FIRST, MEMORY, TAPE, Death, Doom, Floor, Trader, entry, in_the_end, sale
+from faults.floor import DAYS, FIRST, TAPE, Death, Doom, Floor, Trader, entry, in_the_end, sale
 
 HTML = b"<html><body>502 Bad Gateway</body></html>"
-
-
-@pytest.fixture(scope="module")
-def house() -> Iterator[Floor]:
-    with TemporaryDirectory(dir=MEMORY) as folder:
-        floor = Floor(Path(folder))
-        yield floor
-        floor.close()
-
-
-@pytest.fixture
-def floor(house: Floor) -> Iterator[Floor]:
-    house.reset()
-    yield house
-    house.reset()
-
-
-@pytest.fixture
-def trader(floor: Floor) -> Iterator[Trader]:
-    with floor.trading() as trader:
-        trader.reconcile()
-        yield trader
 
 
 def sent(trader: Trader, *intents: OrderIntent, seconds: int = 60) -> list[Outcome]:
