@@ -71,7 +71,7 @@ def dates_in(index: pd.Index) -> pd.DatetimeIndex:  # naive midnights; NaT: no d
 # %% ../nbs/04d_checks.ipynb #4e1d851a
 def unfinished(frame: pd.DataFrame, calendar: pd.DatetimeIndex) -> np.ndarray:  # bool[rows]
     "Bars later than the last completed session"
-    return frame.index.to_numpy() > calendar.to_numpy()[-1]
+    return np.asarray(frame.index.to_numpy() > calendar.to_numpy()[-1])
 
 
 def no_session(frame: pd.DataFrame, calendar: pd.DatetimeIndex) -> np.ndarray:  # bool[rows]
@@ -501,6 +501,6 @@ def ingest(
             if progress is not None:
                 progress(len(rows), len(symbols), answer[0])
     finally:
-        if rows and hasattr(source, "renewed"):
+        if rows and hasattr(source, "renewed") and hasattr(source, "since"):
             note_asked(folder, rows.values(), source.since)
     return IngestReport(source.name, source.feed, as_of, tuple(rows[symbol] for symbol in symbols))
