@@ -77,7 +77,7 @@ def unfinished(frame: pd.DataFrame, calendar: pd.DatetimeIndex) -> np.ndarray:  
 def no_session(frame: pd.DataFrame, calendar: pd.DatetimeIndex) -> np.ndarray:  # bool[rows]
     "Bars on days the exchange was closed"
     days, sessions = frame.index.to_numpy(), calendar.to_numpy()
-    return sessions[np.minimum(np.searchsorted(sessions, days), len(sessions) - 1)] != days
+    return np.asarray(sessions[np.minimum(np.searchsorted(sessions, days), len(sessions) - 1)] != days)
 
 
 def duplicate(frame: pd.DataFrame, calendar: pd.DatetimeIndex) -> np.ndarray:  # bool[rows]
@@ -103,7 +103,7 @@ def has_event(frame: pd.DataFrame) -> np.ndarray:  # bool[rows]
 
 def non_positive(frame: pd.DataFrame, calendar: pd.DatetimeIndex) -> np.ndarray:  # bool[rows]
     "Bars with a price or a volume of zero or less"
-    return (frame.to_numpy()[:, :5] <= 0).any(axis=1)
+    return np.asarray((frame.to_numpy()[:, :5] <= 0).any(axis=1))
 
 
 def high_low(frame: pd.DataFrame, calendar: pd.DatetimeIndex) -> np.ndarray:  # bool[rows]
