@@ -8,8 +8,8 @@ __all__ = ['STATE_OF', 'WAITS', 'STOP_WORDS', 'TARGET_WORDS', 'PAUSES', 'Outcome
            'settle', 'pass_by', 'outcomes_of', 'intent_of', 'take', 'request', 'submit_intent', 'owned', 'search',
            'unmoved', 'after_clean_miss', 'look_for', 'resolve_unknown', 'drop_intent', 'drop_stale', 'next_attempt',
            'note_purpose', 'owner_of', 'book_one_fill', 'name_fills', 'timeline', 'book_event', 'note_stranger',
-           'is_first_look', 'open_balance', 'cash_difference', 'known_rows', 'News', 'absorb', 'since', 'unlisted',
-           'catch_up', 'is_settled', 'poll_orders', 'wait_for', 'insist', 'send_all', 'send', 'is_over',
+           'is_first_look', 'open_balance', 'cash_difference', 'known_rows', 'News', 'estimated_in', 'absorb', 'since',
+           'unlisted', 'catch_up', 'is_settled', 'poll_orders', 'wait_for', 'insist', 'send_all', 'send', 'is_over',
            'cancel_intent', 'working', 'pending', 'differences', 'freeze', 'frozen', 'interrupted', 'Reconciliation',
            'reconcile', 'unfreeze']
 
@@ -27,6 +27,7 @@ from sqlalchemy.orm import Session
 
 from .broker import Broker, Look, look, lookalikes, mismatch, refusal
 from alpha_trader.domain import (
+    DOUBT,
     Account,
     AuthFailed,
     BrokerError,
@@ -590,10 +591,15 @@ def cash_difference(
     cash: Decimal,  # USD, the broker's word
     explained: Decimal,  # USD, brought by what was just booked
     now: datetime,
+    guessed: Decimal = Decimal(0),  # USD by which estimates in it may be wrong
+    corrected: bool = True,  # whether estimates are corrected later
 ) -> Decimal:  # USD, 0 when it adds up
     "Cash that appeared or vanished without a reason; the broker's number stands"
-    before = get_state(db, account, "cash")
+    before, owed = get_state(db, account, "cash"), Decimal(get_state(db, account, "fees open") or 0)
     difference = cash - Decimal(before) - explained if before is not None else Decimal(0)
+    if 0 < abs(difference) <= guessed or abs(owed + difference) < abs(owed):
+        set_state(db, account, "fees open", str(owed + difference) if corrected and owed + difference else None, now)
+        difference = Decimal(0)
     if difference:
         alarm(db, account, "cash", "", f"{difference:+} USD that no fill or corporate action explains", now)
     set_state(db, account, "cash", str(cash), now)
@@ -625,10 +631,18 @@ class News(NamedTuple):
         strangers = self.strangers + more.strangers
         return News(self.fills + more.fills, self.actions + more.actions, strangers, self.cash + more.cash)
 
+# %% ../nbs/12_execution.ipynb #cc344ab5
+def estimated_in(events: Sequence[Fill | CorporateAction]) -> Decimal:  # USD
+    "By how much fees of fills may be wrong, and corrections of such fees"
+    fills = sum((DOUBT * event.fee for event in events if isinstance(event, Fill)), Decimal(0))
+    corrections = (abs(event.cash) for event in events if isinstance(event, CorporateAction) and event.kind.startswith("fees "))
+    return fills + sum(corrections, Decimal(0))
+
 # %% ../nbs/12_execution.ipynb #9233e22c
 def absorb(
     db: Session,  # of `writing`
     account: str, look: Look, now: datetime,
+    fees: str = "told",  # when the broker says what it charged: told, later, never
 ) -> News:
     "Write a look at the broker into the store"
     first, strangers, held = is_first_look(db, account), [], known_rows(db, account, look)
@@ -642,8 +656,12 @@ def absorb(
         open_balance(db, account, look, now)
     booked = [] if first else [(event, book_event(db, account, event, now)) for event in timeline(look)]
     fresh = [(event, cash) for event, cash in booked if cash is not None]
-    odd = cash_difference(db, account, look.account.cash, sum((cash for _, cash in fresh), Decimal(0)), now)
+    guessed = estimated_in([event for event, _ in fresh]) if fees != "told" else Decimal(0)
+    explained = sum((cash for _, cash in fresh), Decimal(0))
+    odd = cash_difference(db, account, look.account.cash, explained, now, guessed, fees == "later")
     set_state(db, account, "seen", look.account.as_of.isoformat(), now)
+    if look.account.won:
+        set_state(db, account, "won", str(look.account.won), now)
     fills = sum(isinstance(event, Fill) for event, _ in fresh)
     del held
     return News(fills, len(fresh) - fills, tuple(strangers), odd)
@@ -681,7 +699,7 @@ def catch_up(
     picture = replace(picture, orders=[*picture.orders, *unlisted(engine, broker, account, picture.orders)])
     with writing(engine) as db:
         guard(db, account, fence)
-        return picture, absorb(db, account, picture, now)
+        return picture, absorb(db, account, picture, now, broker.caps.fees)
 
 # %% ../nbs/12_execution.ipynb #b8812ae0
 def is_settled(outcome: Outcome) -> bool:
