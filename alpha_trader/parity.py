@@ -42,7 +42,7 @@ from .books import account_fills, equity_of
 from .calibration import Calibration
 from .cycle import SECTIONS_OF_A_PLAN, newest_bars
 from .desk import account_in_use
-from .domain import InputError
+from .domain import InputError, ModelError
 from .drift import Normal
 from .features import FeatureSet, features
 from alpha_trader.fills import (
@@ -598,6 +598,16 @@ class Parity:
 
     account: str
     sessions: tuple[Compared, ...]
+    gone: tuple[tuple[date, str], ...] = ()  # sessions that could not be compared, and the model that is missing
+
+    @property
+    def not_compared(self) -> str:
+        "What is missing, in a line"
+        days, models = [day for day, _ in self.gone], {model for _, model in self.gone}
+        if not days:
+            return ""
+        lost = f"{len(models)} models that" if len(models) > 1 else f"model {min(models)}, which"
+        return f"{len(days)}, {days[0]} to {days[-1]}: decided by {lost} the disk does not have any more ([model] keep_tuned)"
 
     @property
     def alarms(self) -> tuple[tuple[date, str], ...]:  # session, one line
@@ -615,6 +625,7 @@ class Parity:
         return {
             "account": self.account,
             "sessions": f"{len(self.sessions)}, {self.sessions[0].session} to {self.sessions[-1].session}",
+            **({"not compared": self.not_compared} if self.gone else {}),
             "sessions decided otherwise": len(self.alarms) - missed,
             "missed runs": missed,
             "gap": f"{self.gap:+,.2f} USD",
@@ -683,15 +694,21 @@ def parity(
     name = account_in_use(settings, engine, account)
     memory, panel = memory_of(engine, name), load_bars(settings)
     worlds: dict[tuple[Any, ...], World] = {}
-    found = []
+    found, gone = [], list[tuple[date, str]]()
     for session in judged_sessions(memory, first, last):
         then, model_id = settings_then(settings, memory.inputs.get(session)), model_then(memory, session)
+        if model_id is not None and not (settings.models_dir / model_id).is_dir():
+            gone.append((session, model_id))
+            continue
         part = universe_then(memory, panel, session)
         key = (model_id, part.symbols, then.model_dump_json())
         if key not in worlds:
             worlds[key] = world_of(part, then, model_id)
         found.append(compared(worlds[key], memory, session))
-    return Parity(name, tuple(found))
+    answer = Parity(name, tuple(found), tuple(gone))
+    if not found:
+        raise ModelError(f"parity: no session can be compared; {answer.not_compared}")
+    return answer
 
 # %% ../nbs/13b_parity.ipynb #d0079416
 def day_named(text: str) -> date | None:  # None: not named

@@ -177,7 +177,7 @@ def recipe_key(
 ) -> str:  # 20 hexadecimal digits
     "A name for the predictions of one recipe on one panel by one version of the code"
     sections = settings.features, settings.question, settings.model
-    said = [section.model_dump(mode="json", exclude={"threads", "expires_after", "strategy"}) for section in sections]
+    said = [section.model_dump(mode="json", exclude={"threads", "expires_after", "strategy", "keep_tuned"}) for section in sections]
     text = json.dumps([panel.hash, said, code], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
