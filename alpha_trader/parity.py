@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['JUDGED_AGAIN', 'BY_HAND', 'Cause', 'Memory', 'numbers_of', 'memory_of', 'Lot', 'records', 'lots_before', 'Morning',
-           'cash_before', 'rebuilt_book', 'written_book', 'changed_bars', 'revised_in', 'settings_then', 'model_gates',
-           'World', 'world_of', 'market_at', 'gate_at', 'morning_of', 'Trade', 'day_of', 'worth', 'merged', 'steps',
-           'symbol_causes', 'Compared', 'recorded_orders', 'different', 'dividends_missing', 'explained', 'compared',
-           'Parity', 'judged_sessions', 'model_then', 'universe_then', 'parity', 'day_named', 'parity_between',
-           'raise_alarms']
+           'cash_before', 'rebuilt_book', 'written_book', 'changed_bars', 'revised_in', 'settings_then', 'said_then',
+           'model_gates', 'World', 'world_of', 'market_at', 'gate_at', 'morning_of', 'Trade', 'day_of', 'worth',
+           'merged', 'steps', 'symbol_causes', 'Compared', 'recorded_orders', 'different', 'dividends_missing',
+           'explained', 'compared', 'Parity', 'judged_sessions', 'model_then', 'universe_then', 'parity', 'day_named',
+           'parity_between', 'raise_alarms']
 
 # %% ../nbs/13b_parity.ipynb #0834fd3a
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
 from functools import cached_property
@@ -43,7 +43,7 @@ from .calibration import Calibration
 from .cycle import SECTIONS_OF_A_PLAN, newest_bars
 from .desk import account_in_use
 from .domain import InputError, ModelError
-from .drift import Normal
+from .drift import Normal, predictions_made
 from .features import FeatureSet, features
 from alpha_trader.fills import (
     cash_flow,
@@ -74,7 +74,7 @@ from alpha_trader.plan import (
     recheck_entries,
 )
 from .registry import ModelCard, load_model
-from .research import Lesson, gates_forward, load_bars, outlook
+from .research import Lesson, gates_of, load_bars, outlook
 from .risk import day_loss_breached, risk_rules
 from .sessions import previous_session, sessions_apart, sessions_between
 from .settings import Settings
@@ -118,6 +118,7 @@ class Memory:
     actions: pd.DataFrame  # session, symbol, kind, amount, quantity, cash
     closes: pd.Series  # USD of equity by session
     inputs: Mapping[date, Mapping[str, Any]]  # what decisions were made of
+    lines: Mapping[date, str] = field(default_factory=dict)  # full fit from which the model grew that decided
 
 # %% ../nbs/13b_parity.ipynb #5097d989
 def numbers_of(
@@ -142,6 +143,8 @@ def memory_of(engine: Engine, account: str) -> Memory:
             raise InputError(f"account {account!r} has never been opened")
         keys = select(StateRow).where(StateRow.account == account, StateRow.key.startswith("inputs "))
         inputs = {date.fromisoformat(row.key.removeprefix("inputs ")): json.loads(row.value) for row in db.scalars(keys)}
+        grown = select(StateRow).where(StateRow.account == account, StateRow.key.startswith("line "))
+        lines = {date.fromisoformat(row.key.removeprefix("line ")): row.value for row in db.scalars(grown)}
     closes = equity_of(engine, account)
     return Memory(
         account,
@@ -152,6 +155,7 @@ def memory_of(engine: Engine, account: str) -> Memory:
         numbers_of(engine, CorporateActionRow, account, ("session", "symbol", "kind", "amount", "quantity", "cash")),
         closes.set_axis([moment.date() for moment in closes.index]),
         inputs,
+        lines,
     )
 
 # %% ../nbs/13b_parity.ipynb #65bc0c70
@@ -278,20 +282,30 @@ def settings_then(settings: Settings, inputs: Mapping[str, Any] | None) -> Setti
     return settings.model_copy(update={name: type(getattr(settings, name))(**said[name]) for name in SECTIONS_OF_A_PLAN if name in said})
 
 # %% ../nbs/13b_parity.ipynb #d95574a0
+def said_then(memory: Memory, panel: Panel, line: str) -> np.ndarray:  # float64[T, N]
+    "What the models of a line said, each when it served"
+    days = {day for day, grown in memory.lines.items() if grown == line}
+    rows = memory.signals[[day in days for day in memory.signals["session"]]]
+    return predictions_made(panel.sessions, panel.symbols, records(rows[["session", "symbol", "predicted"]]))
+
+
 def model_gates(
     panel: Panel,
     settings: Settings,
     card: ModelCard,
     inputs: FeatureSet,  # float32[T, N, F]
     predicted: np.ndarray,  # float64[T, N]
+    memory: Memory | None = None,  # of the account whose line of models is judged; None: nothing was said before
 ) -> np.ndarray:  # int64[T] `Reason` against everything new in the next session
     "What the model itself says against new positions"
     rows, gate = len(panel.index), np.zeros(len(panel.index), dtype=np.int64)
-    fitted, horizon = panel.row(card.as_of), card.label.horizon
+    fitted, horizon, own = panel.row(card.as_of), card.label.horizon, predicted.copy()
     if card.normal and settings.promotion.drift:
         study = Lesson(panel, inputs, label_returns(panel, card.label))
-        span = slice(fitted + 1, rows)
-        gate[span] = gates_forward(Normal.from_dict(card.normal), study, predicted, span, horizon)
+        own[: fitted + 1] = np.nan  # with hindsight
+        if card.parent and memory is not None:
+            own = said_then(memory, panel, card.parent)
+        gate[fitted:] = gates_of(Normal.from_dict(card.normal), study, own, slice(fitted, rows), horizon)
     gate[np.arange(rows) - fitted > settings.model.expires_after] = Reason.MODEL_EXPIRED
     return gate
 
@@ -311,7 +325,7 @@ class World:
         return tape_of(self.panel)
 
 
-def world_of(panel: Panel, settings: Settings, model_id: str | None) -> World:
+def world_of(panel: Panel, settings: Settings, model_id: str | None, memory: Memory | None = None) -> World:
     "Predictions of one model for all sessions"
     shape = panel.close.shape
     predicted, confidence = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -322,7 +336,7 @@ def world_of(panel: Panel, settings: Settings, model_id: str | None) -> World:
         learned = Calibration.from_dict(card.calibration) if card.calibration else None
         view = outlook(predict_panel(model, inputs, symbols=panel.symbols), inputs.values, np.asarray(panel.close), learned, settings)
         predicted, confidence = view.predicted, view.confidence
-        gate = model_gates(panel, settings, card, inputs, predicted)
+        gate = model_gates(panel, settings, card, inputs, predicted, memory)
     forecast = forecast_of(panel, predicted, confidence, settings.data.max_move, gate)
     return World(panel, settings, model_id, forecast)
 
@@ -703,7 +717,7 @@ def parity(
         part = universe_then(memory, panel, session)
         key = (model_id, part.symbols, then.model_dump_json())
         if key not in worlds:
-            worlds[key] = world_of(part, then, model_id)
+            worlds[key] = world_of(part, then, model_id, memory)
         found.append(compared(worlds[key], memory, session))
     answer = Parity(name, tuple(found), tuple(gone))
     if not found:
