@@ -9,7 +9,7 @@ __all__ = ['REFUSALS', 'COLLAR', 'SERVICES', 'AHEAD', 'CANCELS', 'CHANGES', 'NOT
            'noted_fill', 'Books', 'Booked', 'books_in', 'NotedBooks', 'Right', 'right_of', 'rights_of', 'day_in',
            'unexplained_shares', 'split_of', 'Due', 'dues_of', 'dividends_of', 'uncorrected', 'charged', 'corrections',
            'Money', 'money_of', 'won_beside', 'position_of', 'positions_of', 'equity_before', 'KisAccount', 'KisLists',
-           'KisOrders', 'KisBroker', 'PaperKis', 'paper_kis', 'LiveKis', 'live_kis', 'open_kis']
+           'KisOrders', 'KisMoney', 'KisPages', 'KisBroker', 'PaperKis', 'paper_kis', 'LiveKis', 'live_kis', 'open_kis']
 
 # %% ../nbs/11b_kis_broker.ipynb #f188d1b3
 import itertools
@@ -600,8 +600,7 @@ class KisAccount(Quotes):
 
         return [row for exchange in EXCHANGES for row in walk(pages(exchange), "output1", "positions")]
 
-    def positions(self) -> list[Position]:
-        return list(self.memory.get("balance", self.balance)[1])
+    def positions(self) -> list[Position]: return list(self.memory.get("balance", self.balance)[1])
 
     def clock(self) -> Clock:
         now = self.line.now()
@@ -709,8 +708,8 @@ class KisOrders(KisLists):
         self.line.write(f"{TRADING}/order-rvsecncl", SERVICES["cancel"][self.world], body, f"cancel {broker_id}")
 
 # %% ../nbs/11b_kis_broker.ipynb #1fc778b5
-class KisBroker(KisOrders):
-    "KIS behind the door that all brokers share"
+class KisMoney(KisOrders):
+    "What the account is worth, and what was filled"
 
     def account(self) -> Account:
         money, held = self.memory.get("balance", self.balance)
@@ -754,6 +753,43 @@ class KisBroker(KisOrders):
         self.listed((since - timedelta(days=1)).astimezone(NEW_YORK).date(), (now + AHEAD).astimezone(NEW_YORK).date())
         return self.noted.since(since)
 
+# %% ../nbs/11b_kis_broker.ipynb #af9d1c38
+class KisPages(KisMoney):
+    "What KIS publishes of rights, and of what trades cost"
+
+    def rights(self, symbol: str, session: date) -> list[Right]:
+        "What KIS knows of a symbol's splits and dividends; asked in the real world, where quotes are"
+        data = {"RGHT_TYPE_CD": "%%", "INQR_DVSN_CD": "02", "INQR_STRT_DT": f"{session - RECENT:%Y%m%d}", "INQR_END_DT": f"{session:%Y%m%d}"}
+        data |= {"PDNO": their_name(symbol), "PRDT_TYPE_CD": ""}
+        path, what = f"{PRICES}/period-rights", f"rights {symbol}"
+        try:
+            rows = walk(lambda cursors, again: self.line.read(REAL, path, "CTRGT011R", data | cursors, what, again), "output", what, 50)
+        except ProtocolError:  # then nothing is explained, and a person hears of it
+            return []
+        return rights_of(rows)
+
+    def statement(self, now: datetime, fills: Sequence[Fill], done: Collection[tuple[str, str, date]]) -> list[dict[str, Any]]:
+        "The account's trades with what they cost, where some of them are still estimates"
+        days = [day for day, symbol in uncorrected(fills, done, now)]
+        if not days or self.world == PAPER:
+            return []
+        data = {
+            "ERLM_STRT_DT": f"{min(days):%Y%m%d}", "ERLM_END_DT": f"{max(days):%Y%m%d}", "OVRS_EXCG_CD": "", "PDNO": "",
+            "SLL_BUY_DVSN_CD": "00", "LOAN_DVSN_CD": "",
+        }  # fmt: skip
+
+        def page(cursors: dict[str, str], again: bool) -> Reply:
+            return self.at_home("inquire-period-trans", "statement", data | cursors, again)
+
+        try:
+            return walk(page, "output1", "statement", 100, twins=True)
+        except ProtocolError:  # the estimates stand for the time being
+            return []
+
+# %% ../nbs/11b_kis_broker.ipynb #ed42bd63
+class KisBroker(KisPages):
+    "KIS behind the door that all brokers share"
+
     def corporate_actions(self, since: datetime) -> list[CorporateAction]:
         self.explain()
         return self.noted.actions(since)
@@ -785,35 +821,6 @@ class KisBroker(KisOrders):
         symbols = sorted({*after.shares, *(fill.symbol for fill in fills if day_in(fill) >= session - RECENT)})
         dues = [due for symbol in symbols for due in dues_of(self.rights(symbol, session), symbol, after, fills, done, session)]
         return splits + dividends_of(cash, dues, guessed, session)
-
-    def rights(self, symbol: str, session: date) -> list[Right]:
-        "What KIS knows of a symbol's splits and dividends; asked in the real world, where quotes are"
-        data = {"RGHT_TYPE_CD": "%%", "INQR_DVSN_CD": "02", "INQR_STRT_DT": f"{session - RECENT:%Y%m%d}", "INQR_END_DT": f"{session:%Y%m%d}"}
-        data |= {"PDNO": their_name(symbol), "PRDT_TYPE_CD": ""}
-        path, what = f"{PRICES}/period-rights", f"rights {symbol}"
-        try:
-            rows = walk(lambda cursors, again: self.line.read(REAL, path, "CTRGT011R", data | cursors, what, again), "output", what, 50)
-        except ProtocolError:  # then nothing is explained, and a person hears of it
-            return []
-        return rights_of(rows)
-
-    def statement(self, now: datetime, fills: Sequence[Fill], done: Collection[tuple[str, str, date]]) -> list[dict[str, Any]]:
-        "The account's trades with what they cost, where some of them are still estimates"
-        days = [day for day, symbol in uncorrected(fills, done, now)]
-        if not days or self.world == PAPER:
-            return []
-        data = {
-            "ERLM_STRT_DT": f"{min(days):%Y%m%d}", "ERLM_END_DT": f"{max(days):%Y%m%d}", "OVRS_EXCG_CD": "", "PDNO": "",
-            "SLL_BUY_DVSN_CD": "00", "LOAN_DVSN_CD": "",
-        }  # fmt: skip
-
-        def page(cursors: dict[str, str], again: bool) -> Reply:
-            return self.at_home("inquire-period-trans", "statement", data | cursors, again)
-
-        try:
-            return walk(page, "output1", "statement", 100, twins=True)
-        except ProtocolError:  # the estimates stand for the time being
-            return []
 
 # %% ../nbs/11b_kis_broker.ipynb #09c9dcdf
 class PaperKis(KisBroker):
