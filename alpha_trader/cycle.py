@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SECTIONS_OF_A_PLAN', 'PROTECTIVE', 'Desk', 'environment', 'market_clock', 'check_open', 'Observation',
            'observation_facts', 'limits_used', 'before_the_open', 'desk_facts', 'day_loss_gate', 'model_gate',
-           'last_entry_session', 'may_trade_live', 'live_gate', 'newest_inputs', 'drift_now', 'drift_gate',
-           'entry_gates', 'clock_gate', 'occupied', 'moved_in', 'shared_symbols', 'own_part', 'our_positions',
-           'not_ours', 'observe', 'Decision', 'predict_newest', 'believed', 'market_of', 'ages_of', 'book_of',
-           'funds_of', 'decide', 'decision_table', 'drivers_table', 'exact', 'price_of', 'plan_rows', 'newest_bars',
-           'inputs_of', 'rows_of', 'write_plan', 'intent_of', 'purpose_of', 'held_now', 'entries_that_fit',
-           'stop_intent', 'target_intent', 'protective_intents', 'deadline', 'withdraw', 'carry_out', 'resting',
-           'sellable', 'last_attempt', 'no_more_than', 'send_exits', 'lasting_stop', 'fits', 'wanted_stops',
-           'lasting_stops', 'commit', 'outcome_table', 'Settlement', 'settlement_facts', 'settle']
+           'last_entry_session', 'may_trade_live', 'live_gate', 'newest_inputs', 'line_of', 'said_by_line', 'drift_now',
+           'drift_gate', 'entry_gates', 'clock_gate', 'occupied', 'moved_in', 'shared_symbols', 'own_part',
+           'our_positions', 'not_ours', 'observe', 'Decision', 'predict_newest', 'believed', 'market_of', 'ages_of',
+           'book_of', 'funds_of', 'decide', 'decision_table', 'drivers_table', 'exact', 'price_of', 'plan_rows',
+           'newest_bars', 'inputs_of', 'rows_of', 'write_plan', 'intent_of', 'purpose_of', 'held_now',
+           'entries_that_fit', 'stop_intent', 'target_intent', 'protective_intents', 'deadline', 'withdraw',
+           'carry_out', 'resting', 'sellable', 'last_attempt', 'no_more_than', 'send_exits', 'lasting_stop', 'fits',
+           'wanted_stops', 'lasting_stops', 'commit', 'outcome_table', 'Settlement', 'settlement_facts', 'settle']
 
 # %% ../nbs/12c_cycle.ipynb #daff9f81
 import json
@@ -60,7 +60,7 @@ from alpha_trader.execution import (
     story_of,
     working,
 )
-from .drift import WINDOW, Drift, Normal, measure_drift
+from .drift import WINDOW, Drift, Normal, measure_drift, predictions_made
 from .features import FeatureSet, features, volatility
 from .fills import cost_rules, exit_level, market_value, round_cents, round_trip_cost, split_price
 from .labels import label_returns, purge
@@ -278,6 +278,21 @@ def newest_inputs(desk: Desk, panel: Panel) -> FeatureSet | None:  # float32[T, 
     return features(panel, settings.names, settings.min_history)
 
 
+def line_of(card: ModelCard | None) -> str:  # id; "" = it does not learn between full fits
+    "The full fit from which a line of models grew"
+    return (card.parent or card.id) if card is not None and card.model.fine_tune else ""
+
+
+def said_by_line(desk: Desk, panel: Panel, line: str) -> np.ndarray:  # float64[T, N] NaN = nothing was said
+    "What the models of a line have said, each when it served"
+    since = panel.sessions[0].item()
+    with reading(desk.engine) as db:
+        noted = select(StateRow.key).where(StateRow.account == desk.account, StateRow.key.startswith("line "), StateRow.value == line)
+        days = [day for key in db.scalars(noted) if since <= (day := date.fromisoformat(key.removeprefix("line "))) <= desk.session]
+        rows = select(SignalRow.session, SignalRow.symbol, SignalRow.predicted).where(SignalRow.account == desk.account, SignalRow.session.in_(days))
+        return predictions_made(panel.sessions, panel.symbols, [(day, symbol, said) for day, symbol, said in db.execute(rows)])
+
+
 def drift_now(
     desk: Desk,
     panel: Panel,  # bars up to the session before
@@ -286,12 +301,15 @@ def drift_now(
     "How far the market is from what the model learned"
     if desk.model is None or desk.card is None or inputs is None or not desk.card.normal:
         return None
-    label = desk.card.label
-    rows = slice(-(WINDOW + purge(label.horizon)), None)
+    label, lag = desk.card.label, purge(desk.card.label.horizon)
+    rows = slice(-(WINDOW + lag), None)
     newest = FeatureSet(inputs.names, inputs.values[rows])
-    said = np.mean(predict_panel(desk.model, newest, symbols=panel.symbols), axis=0)
-    said[panel.sessions[rows] <= np.datetime64(desk.card.as_of)] = np.nan
-    return measure_drift(Normal.from_dict(desk.card.normal), newest.values, said, label_returns(panel, label)[rows])
+    if desk.card.parent:
+        said = said_by_line(desk, panel, desk.card.parent)[rows]
+    else:
+        said = np.mean(predict_panel(desk.model, newest, symbols=panel.symbols), axis=0)
+        said[panel.sessions[rows] <= np.datetime64(desk.card.as_of)] = np.nan
+    return measure_drift(Normal.from_dict(desk.card.normal), newest.values, said, label_returns(panel, label)[rows], lag)
 
 
 def drift_gate(desk: Desk, drift: Drift | None) -> list[tuple[Reason, str]]:
@@ -642,6 +660,8 @@ def write_plan(desk: Desk, decision: Decision) -> list[DecisionRow]:
     made_of = inputs_of(desk, decision)
     with writing(desk.engine) as db:
         set_state(db, desk.account, f"inputs {desk.session}", made_of, desk.clock())
+        if line := line_of(desk.card):
+            set_state(db, desk.account, f"line {desk.session}", line, desk.clock())
         for n in range(len(decision.symbols)):
             db.add_all(rows_of(desk, decision, n))
     return plan_rows(desk)

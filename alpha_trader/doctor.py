@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from .bars import BarSource, named, universe
 from .broker import Broker
 from .desk import REAL, account_in_use, clock_of
 from .domain import AlphaTraderError, AuthFailed, DataError, NotSent, RateLimited, usd_text
+from .kis_broker import won_beside
 from .research import data_now, kept_symbols, open_source
 from .sessions import last_completed_session, previous_session
 from .settings import BROKERS, SECRET_NAMES, Settings, SettingsError
@@ -101,7 +103,8 @@ def account_check(broker: Broker) -> str | Check:
     kind = "paper" if broker.caps.paper else "LIVE"
     if state.blocked:
         return Check("account", "wrong", f"{kind} account, blocked for trading", "the broker's web page says why")
-    return f"{kind} account in {state.currency}, equity {usd_text(state.equity)}, buying power {usd_text(state.buying_power)}"
+    equity, cash = (won_beside(amount, state.won or Decimal(0)) for amount in (state.equity, state.cash))
+    return f"{kind} account in {state.currency}, equity {equity}{f', cash {cash}' if state.won else ''}, buying power {usd_text(state.buying_power)}"
 
 
 def clock_check(

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'WINDOW', 'ALARM', 'LEAST', 'cut_points', 'group_counts', 'shares_of', 'stability_index', 'index_path',
-           'Normal', 'ic_path', 'fit_normal', 'Drift', 'drift_path', 'drifted', 'measure_drift']
+           'Normal', 'ic_path', 'fit_normal', 'Drift', 'drift_path', 'drifted', 'measure_drift', 'predictions_made']
 
 # %% ../nbs/07f_drift.ipynb #44e9a768
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from typing import Any, Self
 
 import numpy as np
@@ -184,3 +185,17 @@ def measure_drift(
     index, ic = (path[-1] for path in drift_path(normal, values, predicted, label, lag))
     table = pd.DataFrame({"feature": normal.features, "index": index}).sort_values("index", ascending=False, ignore_index=True)
     return Drift(table, float(index.mean()), normal.index_limit, float(ic), normal.ic_low)
+
+# %% ../nbs/07f_drift.ipynb #a7ef4e20
+def predictions_made(
+    sessions: np.ndarray,  # datetime64[D][T] ascending, of the bars
+    symbols: Sequence[str],  # N
+    said: Iterable[tuple[date, str, float | None]],  # session that it was for, symbol, return over the horizon
+) -> np.ndarray:  # float64[T, N] NaN where nothing was said
+    "What was said after each session, as it was written down"
+    found, column = np.full((len(sessions), len(symbols)), np.nan), {symbol: n for n, symbol in enumerate(symbols)}
+    for day, symbol, predicted in said:
+        row = int(np.searchsorted(sessions, np.datetime64(day))) - 1
+        if row >= 0 and symbol in column and predicted is not None:
+            found[row, column[symbol]] = predicted
+    return found

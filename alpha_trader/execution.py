@@ -9,10 +9,10 @@ __all__ = ['CLAIM', 'STATE_OF', 'OURS', 'WAITS', 'STOP_WORDS', 'TARGET_WORDS', '
            'submit_intent', 'owned', 'search', 'unmoved', 'after_clean_miss', 'look_for', 'resolve_unknown',
            'drop_intent', 'drop_stale', 'next_attempt', 'note_purpose', 'owner_of', 'execution_of', 'book_one_fill',
            'name_fills', 'timeline', 'book_event', 'booked_as', 'standing', 'story_of', 'take_back', 'note_stranger',
-           'is_first_look', 'open_balance', 'odd_cash', 'cash_difference', 'known_rows', 'News', 'absorb_orders',
-           'absorb', 'since', 'unlisted', 'differences', 'adds_up', 'catch_up', 'expect_cash', 'glance', 'is_settled',
-           'poll_orders', 'wait_for', 'insist', 'send_all', 'send', 'is_over', 'cancel_intent', 'working', 'pending',
-           'freeze', 'frozen', 'interrupted', 'Reconciliation', 'reconcile', 'unfreeze']
+           'is_first_look', 'open_balance', 'odd_cash', 'cash_difference', 'known_rows', 'News', 'estimated_in',
+           'absorb_orders', 'absorb', 'since', 'unlisted', 'differences', 'adds_up', 'catch_up', 'expect_cash',
+           'glance', 'is_settled', 'poll_orders', 'wait_for', 'insist', 'send_all', 'send', 'is_over', 'cancel_intent',
+           'working', 'pending', 'freeze', 'frozen', 'interrupted', 'Reconciliation', 'reconcile', 'unfreeze']
 
 # %% ../nbs/12_execution.ipynb #cc414c80
 import json
@@ -28,6 +28,7 @@ from sqlalchemy.orm import Session
 
 from .broker import Broker, Correction, Look, corrections_of, look, lookalikes, mismatch, refusal
 from alpha_trader.domain import (
+    DOUBT,
     Account,
     AuthFailed,
     BrokerError,
@@ -698,15 +699,20 @@ def cash_difference(
     cash: Decimal,  # USD, the broker's word
     explained: Decimal,  # USD, brought by what was just booked
     now: datetime,
-    corrected: bool = False,  # something was taken back just now
+    guessed: Decimal = Decimal(0),  # USD by which estimates in it may be wrong
+    corrected: bool = True,  # whether estimates are corrected later
+    taken_back: bool = False,  # a fill was, just now
 ) -> Decimal:  # USD, 0 when it adds up
     "Cash that appeared or vanished without a reason; the broker's number stands"
-    before, odd = get_state(db, account, "cash"), odd_cash(db, account, now)
-    difference = cash - Decimal(before) - explained if before is not None else Decimal(0)
+    before, owed = get_state(db, account, "cash"), Decimal(get_state(db, account, "fees open") or 0)
+    difference, odd = cash - Decimal(before) - explained if before is not None else Decimal(0), odd_cash(db, account, now)
+    if 0 < abs(difference) <= guessed or abs(owed + difference) < abs(owed):
+        set_state(db, account, "fees open", str(owed + difference) if corrected and owed + difference else None, now)
+        difference = Decimal(0)
     set_state(db, account, "cash", str(cash), now)
     if difference:
         set_state(db, account, "cash odd", str(odd + difference), now)
-    if not difference or corrected and difference * odd < 0 and abs(difference) <= abs(odd):
+    if not difference or taken_back and difference * odd < 0 and abs(difference) <= abs(odd):
         return Decimal(0)  # the reason has come after the money
     alarm(db, account, "cash", "", f"{difference:+} USD that no fill or corporate action explains", now)
     return difference
@@ -737,6 +743,13 @@ class News(NamedTuple):
         strangers = self.strangers + more.strangers
         return News(self.fills + more.fills, self.actions + more.actions, strangers, self.cash + more.cash)
 
+# %% ../nbs/12_execution.ipynb #cc344ab5
+def estimated_in(events: Sequence[Fill | CorporateAction]) -> Decimal:  # USD
+    "By how much fees of fills may be wrong, and corrections of such fees"
+    fills = sum((DOUBT * event.fee for event in events if isinstance(event, Fill)), Decimal(0))
+    corrections = (abs(event.cash) for event in events if isinstance(event, CorporateAction) and event.kind.startswith("fees "))
+    return fills + sum(corrections, Decimal(0))
+
 # %% ../nbs/12_execution.ipynb #5c1a2651
 def absorb_orders(
     db: Session,  # of `writing`
@@ -756,6 +769,7 @@ def absorb_orders(
 def absorb(
     db: Session,  # of `writing`
     account: str, look: Look, now: datetime,
+    fees: str = "told",  # when the broker says what it charged: told, later, never
     corrections: Sequence[Correction] = (),  # fills that do not stand
 ) -> News:
     "Write a look at the broker into the store"
@@ -765,9 +779,13 @@ def absorb(
         open_balance(db, account, look, now)
     booked = [] if first else [(event, book_event(db, account, event, now)) for event in timeline(look)]
     fresh = [(event, cash) for event, cash in booked if cash is not None]
+    guessed = estimated_in([event for event, _ in fresh]) if fees != "told" else Decimal(0)
     back = [cash for correction in corrections if (cash := take_back(db, account, correction, now)) is not None]
-    odd = cash_difference(db, account, look.account.cash, sum((*back, *(cash for _, cash in fresh)), Decimal(0)), now, bool(back))
+    explained = sum((*back, *(cash for _, cash in fresh)), Decimal(0))
+    odd = cash_difference(db, account, look.account.cash, explained, now, guessed, fees == "later", bool(back))
     set_state(db, account, "seen", look.account.as_of.isoformat(), now)
+    if look.account.won:
+        set_state(db, account, "won", str(look.account.won), now)
     fills = sum(isinstance(event, Fill) for event, _ in fresh)
     del held
     return News(fills, len(fresh) - fills, strangers, odd)
@@ -823,7 +841,7 @@ def catch_up(
     picture, corrections = replace(picture, orders=[*picture.orders, *unlisted(engine, broker, account, picture.orders)]), list[Correction]()
     with writing(engine) as db:
         guard(db, account, fence)
-        news = absorb(db, account, picture, now)
+        news = absorb(db, account, picture, now, broker.caps.fees)
         if not hasattr(broker, "corrections") or adds_up(db, account, picture, now):
             return picture, news
         db.rollback()
@@ -831,7 +849,7 @@ def catch_up(
         corrections = corrections_of(broker, start)
     with writing(engine) as db:
         guard(db, account, fence)
-        return picture, absorb(db, account, picture, now, corrections)
+        return picture, absorb(db, account, picture, now, broker.caps.fees, corrections)
 
 # %% ../nbs/12_execution.ipynb #5c1a2671
 def expect_cash(
@@ -881,7 +899,10 @@ def poll_orders(
     for turn in range(most):
         sleep(pause if turn else 0.0)
         with suppress(BrokerError):  # a broker that does not answer now may answer at the next look
-            glance(engine, broker, account, fence, clock())
+            if broker.caps.fees == "told":
+                glance(engine, broker, account, fence, clock())
+            else:
+                catch_up(engine, broker, account, fence, clock(), sleep)
         outcomes = outcomes_of(engine, client_ids)
         if all(map(until, outcomes)) or clock() >= deadline:
             break

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OURS', 'OTHERS', 'GAIN', 'LOSS', 'WARN', 'MUTED', 'LIGHT', 'ACTIONS', 'Curves', 'TEXT', 'DAY', 'MOMENT', 'USD',
-           'PRICE', 'SHARES', 'RETURN', 'PERCENT', 'FINE', 'LENGTH', 'SIZE', 'GAIN_USD', 'RATIO', 'COUNT', 'COLUMNS',
-           'WORDS', 'TONES', 'account_table', 'LESS_IS_BETTER', 'BEST', 'house_template', 'noted', 'canvas', 'thin',
-           'per_point', 'day_texts', 'line', 'add_others', 'money_axis', 'equity_figure', 'drawdown_figure',
+           'PRICE', 'SHARES', 'RETURN', 'PERCENT', 'FINE', 'LENGTH', 'SIZE', 'WON', 'GAIN_USD', 'RATIO', 'COUNT',
+           'COLUMNS', 'WORDS', 'TONES', 'account_table', 'LESS_IS_BETTER', 'BEST', 'house_template', 'noted', 'canvas',
+           'thin', 'per_point', 'day_texts', 'line', 'add_others', 'money_axis', 'equity_figure', 'drawdown_figure',
            'limit_line', 'exposure_figure', 'rolling_sharpe_figure', 'turnover_figure', 'returns_figure',
            'profit_figure', 'prediction_figure', 'confidence_figure', 'feature_gain_figure', 'freshness_figure',
            'limits_figure', 'Kind', 'moment_text', 'shares_text', 'number_text', 'length_text', 'size_text', 'kind_of',
@@ -367,6 +367,7 @@ TEXT, DAY, MOMENT = Kind(str, number=False), Kind(lambda v: str(v)[:10], number=
 USD, PRICE, SHARES = Kind("{:,.2f}".format), Kind("{:,.2f}".format), Kind(shares_text)
 RETURN, PERCENT = Kind("{:+,.2%}".format, signed=True), Kind("{:.1%}".format)
 FINE, LENGTH, SIZE = Kind("{:.4%}".format), Kind(length_text), Kind(size_text)  # small shares, sessions on average, estimates
+WON = Kind("₩{:,.0f}".format)
 GAIN_USD, RATIO, COUNT = Kind("{:+,.2f}".format, signed=True), Kind("{:.2f}".format), Kind("{:,.0f}".format)
 
 # %% ../nbs/15_figures.ipynb #8cde4a13
@@ -381,6 +382,7 @@ COLUMNS: dict[str, Kind] = {
     **dict.fromkeys(("of_turnover", "median_participation", "largest_participation"), FINE),
     **dict.fromkeys(("capital_at_1_percent_participation", "capital_at_half_of_gross_profit_eaten"), SIZE),
     **dict.fromkeys(("volume", "rows", "bars", "count", "age", "sessions_behind", "longest_drawdown", "positions", "orders"), COUNT),
+    **dict.fromkeys(("equity_krw", "cash_krw", "krw_per_usd"), WON),
     "sessions": LENGTH,
     **dict.fromkeys(("session", "date", "first_session", "last_session", "trained_from", "trained_to"), DAY),
     **dict.fromkeys(("at", "submitted_at", "updated_at", "started_at", "finished_at", "created_at", "fetched_at", "as_of"), MOMENT),

@@ -369,18 +369,20 @@ def walk(
     page: Callable[[dict[str, str], bool], Reply],  # answer to (cursors, is it a later page?)
     part: str,  # of the body: output, output1
     what: str,
+    size: int = 200,  # of a cursor
+    twins: bool = False,  # whether two rows of a page may be alike and count twice
 ) -> list[dict[str, Any]]:
     "All rows of a list, each once"
     rows: list[dict[str, Any]] = []
     cursors, used = ("", ""), set[tuple[str, str]]()
     for number in range(PAGES):
         used.add(cursors)
-        reply = page({"CTX_AREA_FK200": cursors[0], "CTX_AREA_NK200": cursors[1]}, number > 0)
+        reply = page({f"CTX_AREA_FK{size}": cursors[0], f"CTX_AREA_NK{size}": cursors[1]}, number > 0)
         found = reply.body.get(part) or []
-        before = len(rows)
+        before, known = len(rows), list(rows) if twins else rows
         for row in found if isinstance(found, list) else [found]:
-            rows += [row] if isinstance(row, dict) and row not in rows else []
-        first, second = (str(reply.body.get(f"ctx_area_{name}") or "") for name in ("fk200", "nk200"))
+            rows += [row] if isinstance(row, dict) and row not in known else []
+        first, second = (str(reply.body.get(f"ctx_area_{name}{size}") or "") for name in ("fk", "nk"))
         cursors = (first, second)
         if not reply.more or cursors in used or not second.strip() or len(rows) == before:
             return rows

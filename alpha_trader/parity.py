@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['JUDGED_AGAIN', 'BY_HAND', 'Cause', 'Memory', 'numbers_of', 'memory_of', 'Lot', 'records', 'lots_before', 'Morning',
-           'cash_before', 'rebuilt_book', 'written_book', 'changed_bars', 'revised_in', 'settings_then', 'model_gates',
-           'World', 'world_of', 'market_at', 'gate_at', 'morning_of', 'Trade', 'day_of', 'worth', 'merged', 'steps',
-           'symbol_causes', 'Compared', 'recorded_orders', 'different', 'dividends_missing', 'explained', 'compared',
-           'Parity', 'judged_sessions', 'model_then', 'universe_then', 'parity', 'day_named', 'parity_between',
-           'raise_alarms']
+           'cash_before', 'rebuilt_book', 'written_book', 'changed_bars', 'revised_in', 'settings_then', 'said_then',
+           'model_gates', 'World', 'world_of', 'market_at', 'gate_at', 'morning_of', 'Trade', 'day_of', 'worth',
+           'merged', 'steps', 'symbol_causes', 'Compared', 'recorded_orders', 'different', 'dividends_missing',
+           'explained', 'compared', 'Parity', 'judged_sessions', 'model_then', 'universe_then', 'parity', 'day_named',
+           'parity_between', 'raise_alarms']
 
 # %% ../nbs/13b_parity.ipynb #0834fd3a
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import StrEnum
 from functools import cached_property
@@ -42,8 +42,8 @@ from .books import account_fills, equity_of
 from .calibration import Calibration
 from .cycle import SECTIONS_OF_A_PLAN, newest_bars
 from .desk import account_in_use
-from .domain import InputError
-from .drift import Normal
+from .domain import InputError, ModelError
+from .drift import Normal, predictions_made
 from .features import FeatureSet, features
 from alpha_trader.fills import (
     cash_flow,
@@ -74,7 +74,7 @@ from alpha_trader.plan import (
     recheck_entries,
 )
 from .registry import ModelCard, load_model
-from .research import Lesson, gates_forward, load_bars, outlook
+from .research import Lesson, gates_of, load_bars, outlook
 from .risk import day_loss_breached, risk_rules
 from .sessions import previous_session, sessions_apart, sessions_between
 from .settings import Settings
@@ -118,6 +118,7 @@ class Memory:
     actions: pd.DataFrame  # session, symbol, kind, amount, quantity, cash
     closes: pd.Series  # USD of equity by session
     inputs: Mapping[date, Mapping[str, Any]]  # what decisions were made of
+    lines: Mapping[date, str] = field(default_factory=dict)  # full fit from which the model grew that decided
 
 # %% ../nbs/13b_parity.ipynb #5097d989
 def numbers_of(
@@ -142,6 +143,8 @@ def memory_of(engine: Engine, account: str) -> Memory:
             raise InputError(f"account {account!r} has never been opened")
         keys = select(StateRow).where(StateRow.account == account, StateRow.key.startswith("inputs "))
         inputs = {date.fromisoformat(row.key.removeprefix("inputs ")): json.loads(row.value) for row in db.scalars(keys)}
+        grown = select(StateRow).where(StateRow.account == account, StateRow.key.startswith("line "))
+        lines = {date.fromisoformat(row.key.removeprefix("line ")): row.value for row in db.scalars(grown)}
     closes = equity_of(engine, account)
     return Memory(
         account,
@@ -152,6 +155,7 @@ def memory_of(engine: Engine, account: str) -> Memory:
         numbers_of(engine, CorporateActionRow, account, ("session", "symbol", "kind", "amount", "quantity", "cash")),
         closes.set_axis([moment.date() for moment in closes.index]),
         inputs,
+        lines,
     )
 
 # %% ../nbs/13b_parity.ipynb #65bc0c70
@@ -278,20 +282,30 @@ def settings_then(settings: Settings, inputs: Mapping[str, Any] | None) -> Setti
     return settings.model_copy(update={name: type(getattr(settings, name))(**said[name]) for name in SECTIONS_OF_A_PLAN if name in said})
 
 # %% ../nbs/13b_parity.ipynb #d95574a0
+def said_then(memory: Memory, panel: Panel, line: str) -> np.ndarray:  # float64[T, N]
+    "What the models of a line said, each when it served"
+    days = {day for day, grown in memory.lines.items() if grown == line}
+    rows = memory.signals[[day in days for day in memory.signals["session"]]]
+    return predictions_made(panel.sessions, panel.symbols, records(rows[["session", "symbol", "predicted"]]))
+
+
 def model_gates(
     panel: Panel,
     settings: Settings,
     card: ModelCard,
     inputs: FeatureSet,  # float32[T, N, F]
     predicted: np.ndarray,  # float64[T, N]
+    memory: Memory | None = None,  # of the account whose line of models is judged; None: nothing was said before
 ) -> np.ndarray:  # int64[T] `Reason` against everything new in the next session
     "What the model itself says against new positions"
     rows, gate = len(panel.index), np.zeros(len(panel.index), dtype=np.int64)
-    fitted, horizon = panel.row(card.as_of), card.label.horizon
+    fitted, horizon, own = panel.row(card.as_of), card.label.horizon, predicted.copy()
     if card.normal and settings.promotion.drift:
         study = Lesson(panel, inputs, label_returns(panel, card.label))
-        span = slice(fitted + 1, rows)
-        gate[span] = gates_forward(Normal.from_dict(card.normal), study, predicted, span, horizon)
+        own[: fitted + 1] = np.nan  # with hindsight
+        if card.parent and memory is not None:
+            own = said_then(memory, panel, card.parent)
+        gate[fitted:] = gates_of(Normal.from_dict(card.normal), study, own, slice(fitted, rows), horizon)
     gate[np.arange(rows) - fitted > settings.model.expires_after] = Reason.MODEL_EXPIRED
     return gate
 
@@ -311,7 +325,7 @@ class World:
         return tape_of(self.panel)
 
 
-def world_of(panel: Panel, settings: Settings, model_id: str | None) -> World:
+def world_of(panel: Panel, settings: Settings, model_id: str | None, memory: Memory | None = None) -> World:
     "Predictions of one model for all sessions"
     shape = panel.close.shape
     predicted, confidence = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -322,7 +336,7 @@ def world_of(panel: Panel, settings: Settings, model_id: str | None) -> World:
         learned = Calibration.from_dict(card.calibration) if card.calibration else None
         view = outlook(predict_panel(model, inputs, symbols=panel.symbols), inputs.values, np.asarray(panel.close), learned, settings)
         predicted, confidence = view.predicted, view.confidence
-        gate = model_gates(panel, settings, card, inputs, predicted)
+        gate = model_gates(panel, settings, card, inputs, predicted, memory)
     forecast = forecast_of(panel, predicted, confidence, settings.data.max_move, gate)
     return World(panel, settings, model_id, forecast)
 
@@ -598,6 +612,16 @@ class Parity:
 
     account: str
     sessions: tuple[Compared, ...]
+    gone: tuple[tuple[date, str], ...] = ()  # sessions that could not be compared, and the model that is missing
+
+    @property
+    def not_compared(self) -> str:
+        "What is missing, in a line"
+        days, models = [day for day, _ in self.gone], {model for _, model in self.gone}
+        if not days:
+            return ""
+        lost = f"{len(models)} models that" if len(models) > 1 else f"model {min(models)}, which"
+        return f"{len(days)}, {days[0]} to {days[-1]}: decided by {lost} the disk does not have any more ([model] keep_tuned)"
 
     @property
     def alarms(self) -> tuple[tuple[date, str], ...]:  # session, one line
@@ -615,6 +639,7 @@ class Parity:
         return {
             "account": self.account,
             "sessions": f"{len(self.sessions)}, {self.sessions[0].session} to {self.sessions[-1].session}",
+            **({"not compared": self.not_compared} if self.gone else {}),
             "sessions decided otherwise": len(self.alarms) - missed,
             "missed runs": missed,
             "gap": f"{self.gap:+,.2f} USD",
@@ -683,15 +708,21 @@ def parity(
     name = account_in_use(settings, engine, account)
     memory, panel = memory_of(engine, name), load_bars(settings)
     worlds: dict[tuple[Any, ...], World] = {}
-    found = []
+    found, gone = [], list[tuple[date, str]]()
     for session in judged_sessions(memory, first, last):
         then, model_id = settings_then(settings, memory.inputs.get(session)), model_then(memory, session)
+        if model_id is not None and not (settings.models_dir / model_id).is_dir():
+            gone.append((session, model_id))
+            continue
         part = universe_then(memory, panel, session)
         key = (model_id, part.symbols, then.model_dump_json())
         if key not in worlds:
-            worlds[key] = world_of(part, then, model_id)
+            worlds[key] = world_of(part, then, model_id, memory)
         found.append(compared(worlds[key], memory, session))
-    return Parity(name, tuple(found))
+    answer = Parity(name, tuple(found), tuple(gone))
+    if not found:
+        raise ModelError(f"parity: no session can be compared; {answer.not_compared}")
+    return answer
 
 # %% ../nbs/13b_parity.ipynb #d0079416
 def day_named(text: str) -> date | None:  # None: not named

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SURVIVORS', 'open_workspace', 'ingest', 'chosen', 'traded_window', 'dates', 'asked_window', 'costs_times', 'judged',
            'Study', 'backtest', 'study_table', 'Cycle', 'trade_cycle', 'next_plan', 'Day', 'held_instead', 'profits_of',
-           'drift_after', 'alarm', 'look_back', 'account_history', 'close_day', 'day_facts', 'drift_table', 'judgement',
-           'state_facts', 'summary', 'Hand', 'to_sell', 'sale_by_hand', 'sold_by_hand', 'close_by_hand']
+           'drift_after', 'alarm', 'look_back', 'account_history', 'close_day', 'in_won', 'day_facts', 'drift_table',
+           'judgement', 'state_facts', 'summary', 'Hand', 'to_sell', 'sale_by_hand', 'sold_by_hand', 'close_by_hand']
 
 # %% ../nbs/13_pipeline.ipynb #029df9eb
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -57,9 +58,11 @@ from alpha_trader.store import (
     acquire_lease,
     begin_run,
     finish_run,
+    get_state,
     halted,
     open_store,
     post,
+    reading,
     record_bars,
     record_equity,
     record_risk,
@@ -351,6 +354,16 @@ def close_day(
     return closed
 
 # %% ../nbs/13_pipeline.ipynb #10249079
+def in_won(
+    rate: Decimal | None,  # KRW for a dollar; None: the owner does not count in KRW
+    equity: Decimal | float, cash: Decimal | float,  # USD
+) -> dict[str, object]:
+    "The account as a Korean owner reads it"
+    if not rate:
+        return {}
+    return {"equity_krw": round(float(equity) * float(rate)), "cash_krw": round(float(cash) * float(rate)), "krw_per_usd": float(rate)}
+
+# %% ../nbs/13_pipeline.ipynb #9d409771
 def day_facts(day: Day) -> dict[str, object]:
     "The day for a report"
     before = day.equity.iloc[-2] if len(day.equity) > 1 else None
@@ -360,6 +373,7 @@ def day_facts(day: Day) -> dict[str, object]:
         "equity": day.state.equity,
         "day_return": None if before is None else float(day.state.equity) / before - 1.0,
         "cash": day.state.cash,
+        **in_won(day.state.won, day.state.equity, day.state.cash),
         "positions": len(day.positions),
         "model": f"{day.model.id}: {day.standing}" if day.model else "none",
         "drift": "; ".join(day.drift.alarms) or "none" if day.drift else "not measured",
@@ -380,12 +394,16 @@ def judgement(day: Day) -> dict[str, object]:
 def state_facts(settings: Settings, engine: Engine, account: str) -> dict[str, object]:
     "An account, its halt and its model"
     equity, model = equity_of(engine, account), champion(settings, engine, load_bars(settings))
+    with reading(engine) as db:
+        rate, cash = get_state(db, account, "won"), get_state(db, account, "cash")
+    won = in_won(Decimal(rate), equity.iloc[-1], Decimal(cash or 0)) if rate and len(equity) else {}
     return {
         "mode": settings.broker.mode,
         "broker": settings.broker.name,
         "account": account,
         "halted": halted(engine, account),
         "equity": float(equity.iloc[-1]) if len(equity) else None,
+        **({"cash": float(cash or 0)} | won if won else {}),
         "positions": len(holdings_of(engine, account)),
         "last_session": last_traded(engine, account),
         "model": model.id if model else None,

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['strict', 'against', 'Passport', 'gate', 'recipe_of', 'judged_window', 'walk_recipe', 'model_named', 'passport_of',
            'judge', 'reason_given', 'promote_by_hand', 'roll_back', 'retrain', 'full_fit', 'tuned_before', 'fine_tune',
-           'before_and_after', 'judged_so_far']
+           'needed_models', 'tuned_models', 'tidy_models', 'before_and_after', 'judged_so_far']
 
 # %% ../nbs/13f_promotion.ipynb #27eea21e
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 
 import numpy as np
 import pandas as pd
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from .backtest import Backtest, buy_and_hold, run_backtest
 from .bars import Panel
@@ -26,13 +27,13 @@ from .features import FeatureSet
 from .fills import cost_rules
 from .models import fine_tune_panel, specs
 from .pipeline import traded_window
-from .registry import ModelCard, card_for, check_serves, load_model, read_meta, save_model
+from .registry import ModelCard, card_for, check_serves, load_model, model_folders, read_meta, remove_models, save_model
 from .research import lesson, load_bars, out_of_sample, outlook_forward
-from .sessions import next_session
+from .sessions import next_session, previous_session
 from .settings import Settings
 from .splits import trainable_rows
 from .statistics import daily_returns, sharpe_ratio
-from .store import ModelRow, TrialKind, last_judgement, previous_champion, promote, reading, record_judgement
+from .store import ModelRow, ModelState, SignalRow, TrialKind, last_judgement, previous_champion, promote, reading, record_judgement
 from .training import Training, answers, taken_over, train
 from .trials import count_trials, look_at, placebo_rate, trials_counted
 from .tuning import tuned_parameters
@@ -278,6 +279,36 @@ def fine_tune(
         return Training(read_meta(settings.models_dir / row.id), row, measured)
     card = tuned_before(known, recipe, base, now)
     return taken_over(settings, engine, known, card, measured, session, now)
+
+# %% ../nbs/13f_promotion.ipynb #c654ba2b
+def needed_models(engine: Engine, since: date) -> set[str]:  # ids
+    "Models that trade, that a rollback would bring back, or that signed a signal since a session"
+    with reading(engine) as db:
+        champions = db.scalars(select(ModelRow).filter_by(state=ModelState.CHAMPION)).all()
+        signed = set(db.scalars(select(SignalRow.model_id).where(SignalRow.session >= since, SignalRow.model_id.is_not(None)).distinct()))
+    before = [row for row in (previous_champion(engine, one) for one in champions) if row is not None]
+    return {row.id for row in (*champions, *before)} | {name for name in signed if name}
+
+
+def tuned_models(settings: Settings) -> dict[str, ModelCard]:  # by id
+    "Kept fits that go on from another one; damaged ones are left to a person"
+    found = {}
+    for folder in model_folders(settings.models_dir):
+        with suppress(ModelError):
+            found[folder.name] = read_meta(folder)
+    return {name: card for name, card in found.items() if card.parent}
+
+# %% ../nbs/13f_promotion.ipynb #c2af5373
+def tidy_models(
+    settings: Settings, engine: Engine,
+    session: date,  # the next one to trade
+) -> dict[str, object]:
+    "Remove fits with added trees that nothing needs any more"
+    since = previous_session(session, settings.model.keep_tuned)
+    tuned, needed = tuned_models(settings), needed_models(engine, since)
+    freed = remove_models(settings.models_dir, [name for name, card in tuned.items() if card.as_of < since and name not in needed])
+    text = f"{len(tuned) - len(freed)} kept"
+    return {"fits with added trees": text + (f", {len(freed)} from before {since} removed ({sum(freed.values()) / 1e6:,.1f} MB)" if freed else "")}
 
 # %% ../nbs/13f_promotion.ipynb #885ec533
 def before_and_after(settings: Settings, training: Training) -> pd.DataFrame:  # one row a symbol

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'Scores', 'QUANTILES', 'SKETCHED', 'NO_RECIPE', 'TOLD', 'null_for_nan', 'Sketch', 'sketches', 'ModelCard',
            'card_for', 'behind', 'digest', 'recipe_id', 'fit_id', 'sync_folder', 'write_synced', 'member_files',
-           'meta_bytes', 'publish', 'read_meta', 'read_files', 'is_sound', 'load_member', 'load_model', 'save_model',
-           'model_folders', 'examine', 'list_models', 'damaged_models', 'check_serves', 'expiry']
+           'meta_bytes', 'publish', 'absent', 'read_meta', 'read_files', 'is_sound', 'load_member', 'load_model',
+           'save_model', 'model_folders', 'examine', 'list_models', 'damaged_models', 'check_serves', 'expiry',
+           'remove_models']
 
 # %% ../nbs/07c_registry.ipynb #7484bc21
 import hashlib
@@ -156,7 +157,7 @@ def digest(
     return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
 
 
-NO_RECIPE = {"strategy", "threads", "expires_after", "recipe"}  # settings that change no forecast by themselves
+NO_RECIPE = {"strategy", "threads", "expires_after", "recipe", "keep_tuned"}  # settings that change no forecast by themselves
 
 
 def recipe_id(card: ModelCard) -> str:  # 12 hexadecimal digits
@@ -230,12 +231,19 @@ def publish(
     draft.rename(target)
     sync_folder(target.parent)
 
+# %% ../nbs/07c_registry.ipynb #a6defd88
+def absent(model_id: str, models_dir: Path) -> str:
+    "What is said of a model that is not there"
+    return f"there is no model {model_id!r} in {models_dir.name}/ (fits with added trees are removed after [model] keep_tuned sessions)"
+
 # %% ../nbs/07c_registry.ipynb #06d82528
 def read_meta(
     folder: Path,
 ) -> ModelCard:
     "The card of a model folder, or the reason why it cannot be trusted"
     name = folder.name
+    if not folder.is_dir():
+        raise ModelError(absent(name, folder.parent))
     try:
         meta = json.loads((folder / "meta.json").read_bytes())
         facts, seal = meta["card"], meta["seal"]
@@ -301,7 +309,7 @@ def load_model(
     "The ensemble that was saved under `model_id`, verified"
     folder = models_dir / model_id
     if not re.fullmatch(r"[0-9a-f]{12}", model_id) or not folder.is_dir():
-        raise ModelError(f"there is no model {model_id!r} in {models_dir.name}/")
+        raise ModelError(absent(model_id, models_dir))
     card = read_meta(folder)
     contents = read_files(folder, card)
     return Ensemble(tuple(load_member(name, contents) for name in card.members), card.features), card
@@ -395,3 +403,21 @@ def expiry(
     if age <= expires_after:
         return None
     return f"model {card.id} is {age} sessions old, it expires after {expires_after}"
+
+# %% ../nbs/07c_registry.ipynb #2832c47f
+def remove_models(
+    models_dir: Path,
+    model_ids: Iterable[str],
+) -> dict[str, int]:  # bytes that became free, by id
+    "Remove model folders, each at once"
+    freed = {}
+    for folder in (models_dir / model_id for model_id in model_ids):
+        gone = models_dir / f".{folder.name}-removed-{os.getpid()}"
+        try:
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            folder.rename(gone)
+        except OSError:
+            continue
+        shutil.rmtree(gone, ignore_errors=True)
+        freed[folder.name] = size
+    return freed

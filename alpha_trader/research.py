@@ -6,7 +6,7 @@
 __all__ = ['Array', 'open_source', 'bars_folder', 'universe_note', 'data_now', 'kept_symbols', 'load_bars', 'freshness',
            'bars_ages', 'known_symbol', 'bars_table', 'last_price', 'Lesson', 'lesson', 'recipe_key', 'keep', 'kept',
            'out_of_sample', 'Outlook', 'learned_before', 'needed_chance', 'outlook', 'normal_before', 'gates_forward',
-           'outlook_forward']
+           'gates_of', 'outlook_forward']
 
 # %% ../nbs/12b_research.ipynb #48031097
 import hashlib
@@ -177,7 +177,7 @@ def recipe_key(
 ) -> str:  # 20 hexadecimal digits
     "A name for the predictions of one recipe on one panel by one version of the code"
     sections = settings.features, settings.question, settings.model
-    said = [section.model_dump(mode="json", exclude={"threads", "expires_after", "strategy"}) for section in sections]
+    said = [section.model_dump(mode="json", exclude={"threads", "expires_after", "strategy", "keep_tuned"}) for section in sections]
     text = json.dumps([panel.hash, said, code], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
@@ -309,12 +309,23 @@ def gates_forward(
     horizon: int,  # sessions a label spans
 ) -> NDArray[np.int64]:  # [T of the rows] `Reason` against everything new in the next session
     "When a fit would have been stopped by drift"
+    own = predicted.copy()
+    own[: rows.start] = np.nan  # others said that
+    return gates_of(normal, study, own, rows, horizon)
+
+
+def gates_of(
+    normal: Normal,
+    study: Lesson,
+    own: Array,  # [T, N] what the fit, or the line of fits, has said itself; NaN elsewhere
+    rows: slice,  # sessions
+    horizon: int,  # sessions a label spans
+) -> NDArray[np.int64]:  # [T of the rows] `Reason` against everything new in the next session
+    "After which sessions the inputs, or what was said about them, are beyond what is normal"
     lag = purge(horizon)
     start = max(rows.start - WINDOW - lag, 0)
-    own = predicted[start : rows.stop].copy()
-    own[: rows.start - start] = np.nan  # others said that
     seen = slice(start, rows.stop)
-    index, ic = drift_path(normal, study.features.values[seen], own, study.label[seen], lag)
+    index, ic = drift_path(normal, study.features.values[seen], own[seen], study.label[seen], lag)
     return np.where(drifted(normal, index, ic)[rows.start - start :], Reason.MODEL_DRIFT, Reason.NONE).astype(np.int64)
 
 # %% ../nbs/12b_research.ipynb #14eff4fa

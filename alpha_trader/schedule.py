@@ -126,7 +126,7 @@ def refit_began(
 # %% ../nbs/18_schedule.ipynb #85c74009
 def same_recipe(settings: Settings, card: ModelCard) -> bool:
     "Whether the settings describe the recipe of a model"
-    aside = {"strategy", "threads", "expires_after"}
+    aside = {"strategy", "threads", "expires_after", "keep_tuned"}
     mine, theirs = (one.model_dump(exclude=aside) for one in (settings.model, card.model))
     return mine == theirs and card.feature == settings.features and card.label == settings.question
 

@@ -208,6 +208,7 @@ class ModelSettings(Section):
     max_rows: CountFromZero = 500_000  # rows one member learns from at most; 0 = no limit
     fine_tune: CountFromZero = 0  # trees that each member gains between full fits; 0 = none
     fine_tune_sessions: Annotated[int, Field(ge=20)] = 250  # newest sessions those trees learn from
+    keep_tuned: Annotated[int, Field(ge=5)] = 130  # sessions for which a fit with added trees stays on the disk
     refit: Literal["weekly", "monthly", "yearly"] = "yearly"
     min_train: Annotated[int, Field(ge=20)] = 750  # sessions before the first fit
     embargo: CountFromZero = 2  # sessions left out between training and test

@@ -101,6 +101,8 @@ def cell_text(
         return "–"
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
+    if name.endswith("_krw"):
+        return f"₩{value:,.0f}"
     if isinstance(value, float | Decimal):
         return number_text(Decimal(str(value + 0)) if name in COUNTED else value)
     return moment_text(value) if isinstance(value, datetime) else str(value)

@@ -66,7 +66,7 @@ def fingerprint(*parts: object) -> str:  # 16 hexadecimal digits
 
 def rules_hash(settings: Settings) -> str:
     "A name for everything that a person chose in the settings"
-    left_out = {"threads", "strategy", "expires_after"}
+    left_out = {"threads", "strategy", "expires_after", "keep_tuned"}
     return fingerprint([getattr(settings, name).model_dump(mode="json", exclude=left_out) for name in CHOSEN])
 
 # %% ../nbs/13a_trials.ipynb #fa15d97f

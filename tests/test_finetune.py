@@ -1,5 +1,6 @@
 """A-20: trees added on weekdays, full fits when the calendar turns; the walk-forward and the evening run do the same"""
 
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from replay import NOW, SMALL, Lab, prepare
 
 from alpha_trader.cycle import before_the_open
 from alpha_trader.desk import champion
-from alpha_trader.domain import InputError
+from alpha_trader.domain import InputError, ModelError
 from alpha_trader.evidence import Criterion
 from alpha_trader.features import FeatureSet
 from alpha_trader.models import (
@@ -23,12 +24,13 @@ from alpha_trader.models import (
     walk_forward_predict,
     walk_forward_said,
 )
-from alpha_trader.promotion import fine_tune, promote_by_hand, retrain
-from alpha_trader.registry import load_model, read_meta
+from alpha_trader.promotion import fine_tune, promote_by_hand, retrain, tidy_models, tuned_models
+from alpha_trader.registry import load_model, read_meta, recipe_id
 from alpha_trader.research import lesson, load_bars
+from alpha_trader.sessions import next_session, previous_session
 from alpha_trader.settings import LabelSettings, ModelSettings, override
 from alpha_trader.splits import trainable_rows
-from alpha_trader.store import RiskEventRow, open_account, reading
+from alpha_trader.store import RiskEventRow, SignalRow, open_account, reading, writing
 from alpha_trader.training import train
 
 LABEL = LabelSettings(band=0.005)
@@ -218,3 +220,46 @@ def test_retraining_by_hand_and_a_recipe_without_trees(workspace: Path) -> None:
     report = Path(done.json()["report"]).read_text()
     for words in ("answers on the newest sessions", "Sharpe ratio of the excess over buy-and-hold"):
         assert words in report, words
+
+
+# --- what stays on the disk
+
+
+def tuned_on(lab: Lab) -> set[str]:
+    return set(tuned_models(lab.settings))
+
+
+def test_old_fits_go_and_what_is_needed_stays(lab: Lab) -> None:
+    "Champion, way back, what signed lately, full fits, young candidates and damaged folders stay; the rest goes, once"
+    settings, engine = lab.settings, lab.engine
+    first = champion(settings, engine, load_bars(settings))
+    assert first is not None
+    done = [fine_tune(settings, engine, day, NOW + timedelta(days=n)).card for n, day in enumerate(lab.sessions[1:7])]
+    ids = [card.id for card in done]
+    damaged = settings.models_dir / "0123456789ab"
+    damaged.mkdir()
+    open_account(engine, "demo", "sim", "sim", settings.broker.capital, NOW)
+    with writing(engine) as db:
+        day = lab.sessions[2]
+        db.add(SignalRow(account="demo", session=day, symbol="A", action="HOLD", members={}, features={}, model_id=ids[1]))
+    short = override(settings, {"model.keep_tuned": "5"})
+    within = next_session(day, 5)
+    assert tidy_models(short, engine, lab.sessions[5]) == {"fits with added trees": "6 kept"}
+    tidy_models(short, engine, within)
+    assert tuned_on(lab) == set(ids[1:]), "the second is as old as the first was, and signed"
+    later = next_session(lab.sessions[6], 40)
+    told = tidy_models(short, engine, later)
+    assert tuned_on(lab) == {ids[4], ids[5]}, "the champion and the one before it"
+    assert " removed (" in str(told) and f"before {previous_session(later, 5)}" in str(told)
+    assert tidy_models(short, engine, later) == {"fits with added trees": "2 kept"} and damaged.is_dir()
+    assert read_meta(settings.models_dir / first.id).parent == "" and not list(settings.models_dir.glob(".*removed*"))
+    assert promote_by_hand(settings, engine, ids[4], "back", NOW).state.value == "champion"
+    with pytest.raises(ModelError, match="there is no model"):
+        promote_by_hand(settings, engine, ids[0], "too late", NOW)
+
+
+def test_keeping_more_or_less_is_no_other_recipe(lab: Lab) -> None:
+    before = champion(lab.settings, lab.engine, load_bars(lab.settings))
+    other = override(lab.settings, {"model.keep_tuned": "9"})
+    card = read_meta(lab.settings.models_dir / before.id) if before else None
+    assert card is not None and recipe_id(card.model_copy(update={"model": other.model})) == recipe_id(card)

@@ -84,8 +84,15 @@ def test_the_whole_way_at_kis(service: Kis, workspace: Path) -> None:
     assert again.code == 0 and again.out.count("done before") == 4, again
     assert exchange.orders == placed, "a second start sends nothing"
 
+    status, facts, doctor = (alpha_trader(workspace, *words) for words in (["status"], ["status", "--json"], ["doctor"]))
+    found = facts.json()
+    assert (found["equity_krw"], found["krw_per_usd"]) == (round(found["equity"] * 1400), 1400), facts
+    assert found["cash_krw"] == round(found["cash"] * 1400) and found["cash"] == float(exchange.cash)
+    assert f"₩{found['equity_krw']:,}" in status.out and f"₩{found['cash_krw']:,}" in status.out
+    assert doctor.out.count("₩") == 2 and f"cash {exchange.cash:,.2f} USD (₩{exchange.cash * 1400:,.0f})" in doctor.out
+
     logs = "".join(path.read_text() for path in (workspace / "data" / "logs").glob("*"))
-    kept = str(rows) + answer.out + again.out + logs
+    kept = str(rows) + answer.out + again.out + status.out + doctor.out + logs
     assert not [name for name, secret in SECRETS.items() if name != "KIS_HTS_ID" and secret in kept]
     assert ACCOUNT not in kept
 

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from servers.exchange import Exchange, Order, Refused, closing, opening, session_of
+from servers.exchange import Exchange, Execution, Order, Refused, closing, opening, session_of
 from servers.wire import Reply, Request, Wire
 
 SEOUL, NEW_YORK = ZoneInfo("Asia/Seoul"), ZoneInfo("America/New_York")
@@ -39,6 +39,10 @@ LISTED = (
     f"{OWNER} PDNO ORD_STRT_DT ORD_END_DT SLL_BUY_DVSN CCLD_NCCS_DVSN OVRS_EXCG_CD SORT_SQN ORD_DT ORD_GNO_BRNO "
     f"ODNO {CURSOR}"
 )
+STATEMENT = (
+    f"{OWNER} ERLM_STRT_DT ERLM_END_DT OVRS_EXCG_CD PDNO SLL_BUY_DVSN_CD LOAN_DVSN_CD CTX_AREA_FK100 CTX_AREA_NK100"
+)
+RIGHTS = "RGHT_TYPE_CD INQR_DVSN_CD INQR_STRT_DT INQR_END_DT PDNO PRDT_TYPE_CD CTX_AREA_NK50 CTX_AREA_FK50"
 MINUTES = "AUTH EXCD SYMB NMIN PINC NEXT NREC FILL KEYB"
 # path → (service in the real world, in the paper world, fields)
 PAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
@@ -53,6 +57,8 @@ PAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
         f"{OWNER} WCRC_FRCR_DVSN_CD NATN_CD TR_MKET_CD INQR_DVSN_CD",
     ),
     TRADING + "inquire-psamount": (("TTTS3007R",), ("VTTS3007R",), f"{OWNER} OVRS_EXCG_CD OVRS_ORD_UNPR ITEM_CD"),
+    TRADING + "inquire-period-trans": (("CTOS4001R",), (), STATEMENT),
+    QUOTES + "period-rights": (("CTRGT011R",), (), RIGHTS),
     QUOTES + "price-detail": (("HHDFS76200200",), (), "AUTH EXCD SYMB"),
     QUOTES + "dailyprice": (("HHDFS76240000",), ("HHDFS76240000",), "AUTH EXCD SYMB GUBN BYMD MODP"),
     QUOTES + "inquire-time-itemchartprice": (("HHDFS76950200",), (), MINUTES),
@@ -110,6 +116,9 @@ class Kis:
     paced: bool = False  # whether too many requests in a second are refused
     limit_status: int = 500  # of that refusal; sometimes it is 200
     pays: bool = False  # whether adjusted prices take dividends out, too
+    late_fees: bool = False  # whether fees leave the cash when the statement has them, and not at the trade
+    withheld: Decimal = Decimal(0)  # of a dividend
+    lag: timedelta = timedelta(0)  # from a dividend's date to its payment
     entries: list[Entry] = field(default_factory=list)
     tokens: dict[str, tuple[str, datetime, datetime]] = field(default_factory=dict)  # token → world, issued, until
     asked: dict[str, datetime] = field(default_factory=dict)  # world → when a token was last issued
@@ -240,11 +249,12 @@ class Kis:
         if "CANO" in given and (given["CANO"], given["ACNT_PRDT_CD"]) != (ACCOUNT, PRODUCT):
             raise Wrong("OPSQ2000", "ERROR : INPUT INVALID_CHECK_ACNO")
 
-    def pages(self, rows: list[dict[str, str]], given: dict[str, str], name: str) -> Said:
-        first = int(given["CTX_AREA_NK200"].strip() or 0)
+    def pages(self, rows: list[dict[str, str]], given: dict[str, str], name: str, size: int = 200) -> Said:
+        first = int(given[f"CTX_AREA_NK{size}"].strip() or 0)
         last = first + self.page
         more = last < len(rows)
-        cursors = {"ctx_area_fk200": f"{name:<200}", "ctx_area_nk200": f"{last if more else '':<200}"}
+        ahead = last if more else ""
+        cursors = {f"ctx_area_fk{size}": f"{name:<{size}}", f"ctx_area_nk{size}": f"{ahead:<{size}}"}
         word = ("M" if first else "F") if more else ("E" if first else "D")
         return word, cursors | {"output": rows[first:last]}
 
@@ -397,7 +407,7 @@ class Kis:
             }
             for symbol, quantity, free, cost, price in self.holdings()
         ]
-        cash, power, value = self.exchange.cash, self.exchange.buying_power(), self.exchange.equity()
+        cash, power, value = self.cash(), self.exchange.buying_power(), self.exchange.equity()
         dollars = {
             "crcy_cd": "USD",
             "crcy_cd_name": "미국 달러",
@@ -414,6 +424,94 @@ class Kis:
             "ustl_sll_amt_smtl": "0",
         }
         return "", {"output1": [] if world == "paper" else rows, "output2": [dollars], "output3": won}
+
+    def cash(self) -> Decimal:
+        "What KIS shows: dividends when they are paid, less tax, and fees when it takes them"
+        cash, now = self.exchange.cash, self.exchange.now
+        for event in self.exchange.events:
+            cash -= event.cash if now < event.at + self.lag else (event.cash * self.withheld).quantize(Decimal("0.01"))
+        late = [each.fee for each in self.exchange.executions if self.late_fees and not self.stated(each, now)]
+        return cash + sum(late, Decimal(0))
+
+    def stated(self, execution: Execution, now: datetime) -> bool:
+        "Whether the statement has it: from the day after"
+        return new_york(now) > new_york(execution.at)
+
+    def inquire_period_trans(self, given: dict[str, str], service: str, world: str) -> Said:
+        "The statement: trades with what they cost, without numbers of orders"
+        if given["SLL_BUY_DVSN_CD"] not in ("00", "01", "02") or given["LOAN_DVSN_CD"] not in ("", "01", "02"):
+            raise Wrong("OPSQ2002", "ERROR INVALID INPUT FIELD [SLL_BUY_DVSN_CD]")
+        rows = []
+        for each in self.exchange.executions:
+            day, sells = f"{new_york(each.at):%Y%m%d}", each.order.side == "sell"
+            if not self.stated(each, self.exchange.now) or not given["ERLM_STRT_DT"] <= day <= given["ERLM_END_DT"]:
+                continue
+            foreign = min(each.fee, Decimal("0.01")) if sells else Decimal(0)
+            value = each.quantity * each.price
+            rows.append(
+                {
+                    "trad_dt": day,
+                    "sttl_dt": f"{new_york(each.at) + timedelta(days=1):%Y%m%d}",
+                    "sll_buy_dvsn_cd": "01" if sells else "02",
+                    "sll_buy_dvsn_name": "매도" if sells else "매수",
+                    "pdno": each.order.symbol.replace(".", "/"),
+                    "ovrs_item_name": each.order.symbol,
+                    "ccld_qty": amount(each.quantity, 10),
+                    "amt_unit_ccld_qty": "0.000000000000000",
+                    "ft_ccld_unpr2": amount(each.price),
+                    "ovrs_stck_ccld_unpr": amount(each.price),
+                    "tr_frcr_amt2": amount(value, 2),
+                    "tr_amt": str(int(value * RATE)),
+                    "frcr_excc_amt_1": amount(value - each.fee if sells else value + each.fee, 2),
+                    "wcrc_excc_amt": str(int((value - each.fee if sells else value + each.fee) * RATE)),
+                    "dmst_frcr_fee1": amount(each.fee - foreign, 3),
+                    "frcr_fee1": amount(foreign, 3),
+                    "dmst_wcrc_fee": "0",
+                    "ovrs_wcrc_fee": "0",
+                    "crcy_cd": "USD",
+                    "std_pdno": "",
+                    "erlm_exrt": amount(RATE, 4),
+                    "loan_dvsn_cd": "",
+                    "loan_dvsn_name": "",
+                }
+            )
+        more, body = self.pages(rows, given, "statement", 100)
+        return more, {("output1" if name == "output" else name): part for name, part in body.items()} | {"output2": {}}
+
+    def period_rights(self, given: dict[str, str], service: str, world: str) -> Said:
+        "Splits and dividends; a split is told twice, with the Korean date of the second a day later"
+        if given["INQR_DVSN_CD"] not in ("02", "03", "04"):
+            raise Wrong("OPSQ2002", "ERROR INVALID INPUT FIELD [INQR_DVSN_CD]")
+        tape, symbol, rows = self.exchange.tape, given["PDNO"].replace("/", "."), []
+        columns = [n for n, name in enumerate(tape.symbols) if symbol in ("", name)]
+        for row, day in enumerate(tape.sessions.tolist()):
+            for n in columns:
+                ratio, paid = Decimal(repr(float(tape.splits[row, n]))), Decimal(repr(float(tape.dividends[row, n])))
+                if ratio != 1:
+                    right = {"stck_alct_rt": amount(ratio * 100, 12), "cash_alct_rt": "", "alct_frcr_unpr": ""}
+                    rows += [self.right(tape.symbols[n], day, "14" if ratio > 1 else "15", late, right) for late in (0, 1)]
+                if paid:
+                    right = {"stck_alct_rt": "", "cash_alct_rt": "1", "alct_frcr_unpr": amount(paid, 5)}
+                    rows.append(self.right(tape.symbols[n], day, "03", 0, right))
+        kinds = (given["RGHT_TYPE_CD"],) if given["RGHT_TYPE_CD"] != "%%" else ("03", "14", "15")
+        dates = given["INQR_STRT_DT"], given["INQR_END_DT"]
+        chosen = [r for r in rows if r["rght_type_cd"] in kinds and dates[0] <= r["acpl_bass_dt"] <= dates[1]]
+        return self.pages(chosen, given, "rights", 50)
+
+    def right(self, symbol: str, day: date, kind: str, late: int, more: dict[str, str]) -> dict[str, str]:
+        return {
+            "bass_dt": f"{day + timedelta(days=late):%Y%m%d}",
+            "rght_type_cd": kind,
+            "pdno": symbol.replace(".", "/"),
+            "prdt_name": symbol,
+            "prdt_type_cd": "512",
+            "std_pdno": "",
+            "acpl_bass_dt": f"{day:%Y%m%d}",
+            "sbsc_strt_dt": "",
+            "sbsc_end_dt": "",
+            "crcy_cd": "USD",
+            "dfnt_yn": "Y",
+        } | more
 
     def inquire_balance(self, given: dict[str, str], service: str, world: str) -> Said:
         place = given["OVRS_EXCG_CD"]
