@@ -1,5 +1,6 @@
 """HTTP on 127.0.0.1 for the local brokers: fast, stateful, and able to fail at the socket in every way a line can"""
 
+import contextlib
 import json
 import socket
 import struct
@@ -94,7 +95,13 @@ class Wire:
         self.server.daemon_threads = True
         self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients die here on purpose
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        self.open = True
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        "Wait for connections without ever waking for nothing: hundreds of these live in one process of tests"
+        while self.open:
+            self.server.handle_request()
 
     def due(self, request: Request) -> Fault | None:
         for fault in self.faults:
@@ -143,5 +150,7 @@ class Wire:
             handler.close_connection = True
 
     def close(self) -> None:
-        self.server.shutdown()
+        self.open = False
+        with contextlib.suppress(OSError):
+            socket.create_connection(self.server.server_address[:2], 1.0).close()
         self.server.server_close()
