@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BOOSTED', 'SPACES', 'LOCK', 'STALE', 'Range', 'space_of', 'suggest', 'shipped_point', 'seen_by_tuning', 'Exam',
-           'exam', 'exams', 'Answer', 'sit', 'sit_fold', 'skill', 'optuna', 'mend', 'journal_storage', 'shared_storage',
+           'exam', 'exams', 'Answer', 'skill', 'sit', 'sit_fold', 'optuna', 'mend', 'journal_storage', 'shared_storage',
            'open_study', 'standing', 'finished', 'place_of', 'seeded_sampler', 'is_dead', 'bury_dead', 'Stopped',
-           'one_more', 'search', 'best_text', 'forecast_of', 'attempt_trial', 'trials_table', 'importance_of',
-           'TunedMember', 'Tuned', 'named', 'tuned_member', 'recipe_path', 'save_tuned', 'read_tuned',
+           'one_more', 'best_text', 'search', 'forecast_of', 'attempt_trial', 'trials_table', 'importance_of',
+           'TunedMember', 'tuned_member', 'Tuned', 'named', 'recipe_path', 'save_tuned', 'read_tuned',
            'tuned_parameters']
 
 # %% ../nbs/07g_tuning.ipynb #0da1ec41
@@ -65,7 +65,7 @@ class Range(NamedTuple):
     whole: bool = False
     usual: float = 0.0  # the library's default, where the shipped parameters are silent
 
-
+# %% ../nbs/07g_tuning.ipynb #c2c83df4
 BOOSTED = {
     "learning_rate": Range(0.01, 0.1, log=True),
     "num_leaves": Range(10, 50, whole=True),
@@ -96,7 +96,7 @@ def space_of(kind: str) -> dict[str, Range]:
         raise InputError(f"tune: no search space for member {kind!r}, allowed: {', '.join(sorted(SPACES))}")
     return SPACES[kind]
 
-
+# %% ../nbs/07g_tuning.ipynb #58d6e0c1
 def suggest(
     trial: Any,  # optuna.Trial
     space: Mapping[str, Range],
@@ -140,11 +140,11 @@ class Exam:
     first: int  # row of the first session asked
     columns: slice  # symbols
 
-
+# %% ../nbs/07g_tuning.ipynb #281ab801
 def exam(
     features: FeatureSet,  # values float32[T, N, F]
     labels: np.ndarray,  # float64[T, N]
-    columns: slice,
+    columns: slice,  # symbols that the exam is about
     fold: Fold,
     label: LabelSettings,
     rows: Rows,  # before the fold's gap
@@ -191,6 +191,12 @@ class Answer(NamedTuple):
     said: np.ndarray  # float64[R]
 
 
+def skill(answers: Sequence[Answer]) -> float:
+    "Share of the squared error that was removed, 1 at best"
+    idle = sum(answer.idle for answer in answers)
+    return 1.0 - sum(answer.wrong for answer in answers) / idle if idle > 0 else 0.0
+
+# %% ../nbs/07g_tuning.ipynb #6e6b31ee
 def sit(one: Exam, spec: Spec) -> Answer:
     "Learn, answer, be marked"
     said, known = fit_member(spec, one.rows).predict(one.x), np.isfinite(one.y)
@@ -201,12 +207,6 @@ def sit(one: Exam, spec: Spec) -> Answer:
 def sit_fold(fold: Sequence[Exam], spec: Spec) -> list[Answer]:
     "All exams of a fold, one after the other"
     return [sit(one, spec) for one in fold]
-
-
-def skill(answers: Sequence[Answer]) -> float:
-    "Share of the squared error that was removed, 1 at best"
-    idle = sum(answer.idle for answer in answers)
-    return 1.0 - sum(answer.wrong for answer in answers) / idle if idle > 0 else 0.0
 
 # %% ../nbs/07g_tuning.ipynb #33831a2a
 def optuna() -> ModuleType:
@@ -225,7 +225,7 @@ def mend(
         with path.open("r+b") as file:
             file.truncate(content.rfind(b"\n") + 1)
 
-
+# %% ../nbs/07g_tuning.ipynb #3d71ead4
 def journal_storage(path: Path) -> Any:  # optuna.storages.JournalStorage
     "A study's own file, safe for several processes"
     journal = importlib.import_module("optuna.storages.journal")
@@ -334,7 +334,7 @@ def is_dead(
     last = datetime.fromisoformat(beat) if beat else trial.datetime_start.astimezone()
     return now - last > STALE or (by is not None and not process_alive(int(by[0]), by[1]))
 
-
+# %% ../nbs/07g_tuning.ipynb #427c7f86
 def bury_dead(study: Any, now: datetime) -> int:  # how many
     "Mark the trials as failed that nobody works on"
     state = optuna().trial.TrialState
@@ -370,6 +370,13 @@ def one_more(
     finally:
         study.tell(trial.number, score, end, skip_if_finished=True)
 
+# %% ../nbs/07g_tuning.ipynb #71eec15d
+def best_text(study: Any) -> str:
+    "The best trial so far, in a few words"
+    whole = [trial for trial in finished(study) if trial.value is not None and trial.state.name == "COMPLETE"]
+    best = max(whole, key=lambda trial: (trial.value, -trial.number), default=None)
+    return "" if best is None else f"best {best.value:+.4f} in trial {best.number}"
+
 # %% ../nbs/07g_tuning.ipynb #8c67088b
 def search(
     study: Any,
@@ -392,13 +399,6 @@ def search(
         if told is not None:
             told(len(finished(study)), wanted, best_text(study))
 
-
-def best_text(study: Any) -> str:
-    "The best trial so far, in a few words"
-    whole = [trial for trial in finished(study) if trial.value is not None and trial.state.name == "COMPLETE"]
-    best = max(whole, key=lambda trial: (trial.value, -trial.number), default=None)
-    return "" if best is None else f"best {best.value:+.4f} in trial {best.number}"
-
 # %% ../nbs/07g_tuning.ipynb #b2fc417f
 def forecast_of(
     folds: Sequence[Sequence[Exam]],
@@ -413,7 +413,7 @@ def forecast_of(
             part[one.asked] = answer.said
     return grid
 
-
+# %% ../nbs/07g_tuning.ipynb #3233d3df
 def attempt_trial(
     trial: Any,  # optuna.Trial
     folds: Sequence[Sequence[Exam]],
@@ -458,7 +458,7 @@ def trials_table(study: Any) -> pd.DataFrame:  # trial, state, score, folds, sha
     ]
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/07g_tuning.ipynb #0a1ff934
 def importance_of(study: Any) -> dict[str, float]:  # adds up to 1; empty when there is too little to say
     "Share of the score's differences that each parameter explains among the complete trials"
     module = optuna()
@@ -482,7 +482,25 @@ class TunedMember(BaseModel):
     folds: tuple[float, ...]
     shipped: float | None  # mean skill of the shipped parameters
 
+# %% ../nbs/07g_tuning.ipynb #b8265adf
+def tuned_member(
+    study: Any,
+    shipped: Mapping[str, Any] | None = None,  # parameters of the very first trial
+) -> TunedMember:
+    "The best that a study has found"
+    state, done = optuna().trial.TrialState, finished(study)
+    whole = [trial for trial in done if trial.state is state.COMPLETE]
+    if not whole:
+        raise DataError(f"tune: no trial of {study.study_name} has finished; give it more time and run it again to go on")
+    best = max(whole, key=lambda trial: (trial.value, -trial.number))
+    usual = [trial.value for trial in whole if trial.params == shipped]
+    return TunedMember(
+        parameters=best.params, study=study.study_name, trials=len(done), pruned=len(done) - len(whole),
+        trial=best.number, score=best.value, folds=tuple(best.user_attrs.get("folds", ())),
+        shipped=usual[0] if usual else None,
+    )  # fmt: skip
 
+# %% ../nbs/07g_tuning.ipynb #1c70399e
 class Tuned(BaseModel):
     "Parameters as a version"
 
@@ -504,24 +522,6 @@ def named(tuned: Tuned) -> Tuned:
     "The same with the name that its content gives"
     return tuned.model_copy(update={"id": digest(tuned.model_dump(mode="json", exclude={"id"}))})
 
-# %% ../nbs/07g_tuning.ipynb #b8265adf
-def tuned_member(
-    study: Any,
-    shipped: Mapping[str, Any] | None = None,  # parameters of the very first trial
-) -> TunedMember:
-    "The best that a study has found"
-    state, done = optuna().trial.TrialState, finished(study)
-    whole = [trial for trial in done if trial.state is state.COMPLETE]
-    if not whole:
-        raise DataError(f"tune: no trial of {study.study_name} has finished; give it more time and run it again to go on")
-    best = max(whole, key=lambda trial: (trial.value, -trial.number))
-    usual = [trial.value for trial in whole if trial.params == shipped]
-    return TunedMember(
-        parameters=best.params, study=study.study_name, trials=len(done), pruned=len(done) - len(whole),
-        trial=best.number, score=best.value, folds=tuple(best.user_attrs.get("folds", ())),
-        shipped=usual[0] if usual else None,
-    )  # fmt: skip
-
 # %% ../nbs/07g_tuning.ipynb #a1e34532
 def recipe_path(models_dir: Path, recipe: str) -> Path:
     "Where a version is kept"
@@ -540,7 +540,7 @@ def save_tuned(models_dir: Path, tuned: Tuned) -> Tuned:  # with its id
         sync_folder(path.parent)
     return found
 
-
+# %% ../nbs/07g_tuning.ipynb #96c3f456
 def read_tuned(models_dir: Path, recipe: str) -> Tuned:
     "A version, or the reason why it cannot be used"
     path = recipe_path(models_dir, recipe)
