@@ -6,7 +6,8 @@
 __all__ = ['SURVIVORS', 'open_workspace', 'ingest', 'chosen', 'traded_window', 'dates', 'asked_window', 'costs_times', 'judged',
            'Study', 'backtest', 'study_table', 'Cycle', 'trade_cycle', 'next_plan', 'Day', 'held_instead', 'profits_of',
            'drift_after', 'alarm', 'look_back', 'account_history', 'close_day', 'in_won', 'day_facts', 'drift_table',
-           'judgement', 'state_facts', 'summary', 'Hand', 'to_sell', 'sale_by_hand', 'sold_by_hand', 'close_by_hand']
+           'judgement', 'state_facts', 'summary', 'Hand', 'to_sell', 'sale_by_hand', 'sold_by_hand', 'session_on',
+           'close_by_hand']
 
 # %% ../nbs/13_pipeline.ipynb #029df9eb
 import time
@@ -44,7 +45,7 @@ from alpha_trader.desk import (
     standing,
     workplace,
 )
-from .domain import Account, DataError, InputError, OrderIntent, Position, Purpose, Run, RunStatus, Side
+from .domain import Account, Clock, DataError, InputError, OrderIntent, Position, Purpose, Run, RunStatus, Side
 from .execution import Outcome, cancel_intent, next_attempt, reconcile, record_intents, send, working
 from .evidence import Evidence, verdict
 from .fills import cost_rules
@@ -126,7 +127,7 @@ def traded_window(
         raise InputError(f"backtest: {sessions} sessions asked for, allowed: 1 to {len(known)}, or 0 for all")
     return panel.sessions[known[-sessions if sessions else 0]].item(), panel.sessions[-1].item()
 
-
+# %% ../nbs/13_pipeline.ipynb #282be64a
 def dates(
     start: str,  # ISO date; "" = the first session that is predicted
     end: str,  # ISO date; "" = the newest
@@ -140,7 +141,7 @@ def dates(
         raise InputError(f"dates: the end {last} is before the start {first}")
     return first, last
 
-
+# %% ../nbs/13_pipeline.ipynb #716fbf73
 def asked_window(
     panel: Panel,
     predicted: np.ndarray,  # [T, N]
@@ -299,7 +300,7 @@ def drift_after(desk: Desk) -> Drift | None:  # None: no model, or its card does
     panel, _ = before_the_open(desk.tape, next_session(desk.session))
     return drift_now(desk, panel, newest_inputs(desk, panel))
 
-
+# %% ../nbs/13_pipeline.ipynb #89ce67bd
 def alarm(desk: Desk, drift: Drift | None, now: datetime) -> None:
     "Say once a session that the market has drifted"
     if drift is None or not drift.alarms:
@@ -379,7 +380,7 @@ def day_facts(day: Day) -> dict[str, object]:
         "drift": "; ".join(day.drift.alarms) or "none" if day.drift else "not measured",
     }
 
-
+# %% ../nbs/13_pipeline.ipynb #c2becf1f
 def drift_table(day: Day) -> pd.DataFrame:  # one row a feature, the largest index first; empty: not measured
     "How far each feature is from what the model learned"
     return day.drift.table if day.drift else pd.DataFrame()
@@ -482,6 +483,18 @@ def sold_by_hand(hand: Hand, settings: Settings, session: date, position: Positi
     record_intents(hand.engine, [intent], hand.run_id, hand.clock(), hand.fence)
     return send(hand.engine, hand.broker, [intent], hand.fence, hand.clock, time.sleep, deadline)[0]
 
+# %% ../nbs/13_pipeline.ipynb #2c0ebb04
+def session_on(
+    clock: Clock,  # the broker's
+    account: str,
+) -> date:
+    "The session that is trading now, or when the next one opens"
+    session = session_of(clock.now)
+    if not clock.is_open or session is None:
+        opens = clock.next_open.astimezone(NEW_YORK)
+        raise InputError(f"the market is closed; account {account} can trade again at {opens:%Y-%m-%d %H:%M} New York")
+    return session
+
 # %% ../nbs/13_pipeline.ipynb #ce79d1d3
 def close_by_hand(
     settings: Settings,
@@ -496,10 +509,7 @@ def close_by_hand(
     open_book(settings, engine, broker, account, now)
     clock = broker.clock()
     times = clock_of(settings) if live else (lambda: clock.now)
-    session = session_of(clock.now)
-    if not clock.is_open or session is None:
-        opens = clock.next_open.astimezone(NEW_YORK)
-        raise InputError(f"the market is closed; account {account} can trade again at {opens:%Y-%m-%d %H:%M} New York")
+    session = session_on(clock, account)
     positions = to_sell(broker.positions(), symbols)
     run = begin_run(engine, "close", f"{session} by hand {now:%H%M%S%f}", account, now, *this_process())
     assert isinstance(run, Run)
