@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['JUDGED_AGAIN', 'BY_HAND', 'Cause', 'Memory', 'numbers_of', 'memory_of', 'Lot', 'records', 'lots_before', 'Morning',
            'cash_before', 'rebuilt_book', 'written_book', 'changed_bars', 'revised_in', 'settings_then', 'said_then',
-           'model_gates', 'World', 'world_of', 'market_at', 'gate_at', 'morning_of', 'Trade', 'day_of', 'worth',
-           'merged', 'steps', 'symbol_causes', 'Compared', 'recorded_orders', 'different', 'dividends_missing',
-           'explained', 'compared', 'Parity', 'judged_sessions', 'model_then', 'universe_then', 'parity', 'day_named',
-           'parity_between', 'raise_alarms']
+           'model_gates', 'World', 'world_of', 'market_at', 'gate_at', 'morning_of', 'Trade', 'state_at', 'trades_in',
+           'day_of', 'worth', 'merged', 'steps', 'symbol_causes', 'recorded_orders', 'different', 'dividends_missing',
+           'real_trades', 'explained', 'Compared', 'compared', 'Parity', 'judged_sessions', 'model_then',
+           'universe_then', 'parity', 'day_named', 'parity_between', 'raise_alarms']
 
 # %% ../nbs/13b_parity.ipynb #0834fd3a
 import json
@@ -26,6 +26,8 @@ from sqlalchemy import Engine, select
 # %% ../nbs/13b_parity.ipynb #5c89602f
 from alpha_trader.backtest import (
     Forecast,
+    Ledger,
+    State,
     Tape,
     blank_ledger,
     forecast_of,
@@ -184,7 +186,7 @@ def records(frame: pd.DataFrame) -> list[Any]:  # one named tuple a row
     "The rows of a table, with their columns as attributes"
     return list(frame.itertuples(index=False))
 
-
+# %% ../nbs/13b_parity.ipynb #92da13c7
 def lots_before(
     memory: Memory,
     session: date,  # its corporate actions count, its fills do not
@@ -210,7 +212,7 @@ class Morning(NamedTuple):
     gate: Reason  # what stops all entries
     cash: float  # USD
 
-
+# %% ../nbs/13b_parity.ipynb #fc2925f4
 def cash_before(memory: Memory, session: date) -> float:  # USD
     "The capital, and everything that was booked up to a session's decision"
     flows = memory.fills.loc[[day < session for day in memory.fills["session"]], "flow"].sum()
@@ -324,7 +326,7 @@ class World:
         "The raw side of the panel"
         return tape_of(self.panel)
 
-
+# %% ../nbs/13b_parity.ipynb #a9a8a105
 def world_of(panel: Panel, settings: Settings, model_id: str | None, memory: Memory | None = None) -> World:
     "Predictions of one model for all sessions"
     shape = panel.close.shape
@@ -391,32 +393,42 @@ class Trade(NamedTuple):
         "What it did to the cash"
         return float(cash_flow(self.quantity, self.price, self.fee))
 
+# %% ../nbs/13b_parity.ipynb #d68c4825
+def state_at(morning: Morning, settings: Settings) -> State:
+    "The account of a morning as the backtest carries it"
+    book = holdings(Book._make(part.copy() for part in morning.book))
+    money = np.array([in_cents(morning.cash), in_cents(morning.funds.spendable)])
+    state = opening_state(len(book.quantity), 0.0)._replace(book=book, money=money)
+    for n in np.flatnonzero(book.quantity > 0.0).tolist():
+        set_levels(n, plan_rules(settings).risk, state)
+    return state
 
+# %% ../nbs/13b_parity.ipynb #e3b4973c
+def trades_in(ledger: Ledger, symbols: Sequence[str]) -> list[Trade]:
+    "The fills of a ledger"
+    columns = (ledger.symbol, ledger.reason, ledger.quantity, ledger.price, ledger.fee)
+    rows = zip(*(column[: int(ledger.used[0])].tolist() for column in columns), strict=True)
+    return [Trade(symbols[n], Reason(reason).name, *amounts) for n, reason, *amounts in rows]
+
+# %% ../nbs/13b_parity.ipynb #02662c9b
 def day_of(
     world: World,
     session: date,
     morning: Morning,
-    orders: Orders,
+    orders: Orders,  # of the recorded plan, or of the backtest's own
 ) -> list[Trade]:
     "Fill orders, and let the bar hit the protective levels"
-    row, size, market = world.panel.row(session), len(world.panel.symbols), market_at(world, session)
-    rules, costs, book = plan_rules(world.settings), cost_rules(world.settings.costs), morning.book
+    row, size = world.panel.row(session), len(world.panel.symbols)
+    rules, costs = plan_rules(world.settings), cost_rules(world.settings.costs)
     tape = Tape._make(part[row : row + 1] for part in world.tape)
     sheet = Orders(orders.quantity.copy(), orders.reason.copy(), orders.rank.copy(), queue_of(orders.rank))
-    copied = holdings(Book._make(part.copy() for part in book))
-    money = np.array([in_cents(morning.cash), in_cents(morning.funds.spendable)])
-    state = opening_state(size, 0.0)._replace(book=copied, money=money)
-    for n in np.flatnonzero(copied.quantity > 0.0).tolist():
-        set_levels(n, rules.risk, state)
-    ledger = blank_ledger(1, size, size)
+    state, ledger = state_at(morning, world.settings), blank_ledger(1, size, size)
     if not send_exits(0, tape, costs, state, ledger, sheet):
-        recheck_entries(market, state.book.quantity, morning.funds, rules, sheet)
+        recheck_entries(market_at(world, session), state.book.quantity, morning.funds, rules, sheet)
     send_entries(0, tape, rules, costs, state, ledger, sheet)
     if rules.risk.stop_in_bar:
         guard_bar(0, tape, rules, costs, state, ledger)
-    columns = (ledger.symbol, ledger.reason, ledger.quantity, ledger.price, ledger.fee)
-    rows = zip(*(column[: int(ledger.used[0])].tolist() for column in columns), strict=True)
-    return [Trade(world.panel.symbols[n], Reason(reason).name, *amounts) for n, reason, *amounts in rows]
+    return trades_in(ledger, world.panel.symbols)
 
 # %% ../nbs/13b_parity.ipynb #4cc8928e
 def worth(
@@ -483,6 +495,77 @@ def symbol_causes(
         found[cause] = round(found.get(cause, 0.0) + amount, 2)
     return found
 
+# %% ../nbs/13b_parity.ipynb #f73db252
+def recorded_orders(
+    memory: Memory,
+    symbols: Sequence[str],
+    session: date,
+) -> Orders | None:  # None: nobody decided
+    "The plan of a session as it was written down"
+    rows = memory.decisions[memory.decisions["session"] == session].set_index("symbol")
+    if rows.empty:
+        return None
+    columns = (rows.loc[list(symbols), name] for name in ("quantity", "code", "rank"))
+    quantity, code, rank = (column.to_numpy(kind) for column, kind in zip(columns, (np.float64, np.int64, np.int64), strict=True))
+    return Orders(quantity.copy(), code.copy(), rank.copy(), queue_of(rank))
+
+# %% ../nbs/13b_parity.ipynb #0765c82e
+def different(
+    symbols: Sequence[str],
+    live: Orders,
+    backtest: Orders,
+    why: Cause,  # of every difference
+) -> pd.DataFrame:  # one row a symbol decided otherwise
+    "Where two plans are not the same"
+    rows = [
+        (symbol, live.quantity[n], backtest.quantity[n], Reason(live.reason[n]).name, Reason(backtest.reason[n]).name, str(why))
+        for n, symbol in enumerate(symbols)
+        if live.quantity[n] != backtest.quantity[n] or live.reason[n] != backtest.reason[n]
+    ]
+    return pd.DataFrame(rows, columns=["symbol", "live", "backtest", "live_reason", "backtest_reason", "cause"])
+
+# %% ../nbs/13b_parity.ipynb #718253f8
+def dividends_missing(world: World, memory: Memory, session: date, held: Floats) -> float:  # USD
+    "What was paid in a morning, less what the bars say now"
+    row = world.panel.row(session)
+    due = sum(dividend_cash(q, paid) for q, paid in zip(held, world.panel.dividends[row], strict=True) if q > 0 and paid > 0)
+    rows = memory.actions[(memory.actions["session"] == session) & (memory.actions["kind"] == "dividend")]
+    return round(float(rows["cash"].sum()) - float(due), 2)
+
+# %% ../nbs/13b_parity.ipynb #63f9b24e
+def real_trades(memory: Memory, session: date) -> list[Trade]:
+    "What an account bought and sold in a session"
+    rows = memory.fills[memory.fills["session"] == session]
+    return [Trade(*fill) for fill in records(rows[["symbol", "reason", "quantity", "price", "fee"]])]
+
+# %% ../nbs/13b_parity.ipynb #11dfb841
+def explained(
+    world: World,
+    memory: Memory,
+    session: date,
+    morning: Morning,
+    plans: tuple[list[Trade], list[Trade]],  # expected; the recorded plan, filled as in the backtest
+    why: Cause,  # of another decision
+) -> tuple[float, float, dict[Cause, float]]:  # USD at the close: expected, actual; and the causes
+    "Split the difference of one session"
+    row, symbols = world.panel.row(session), world.panel.symbols
+    closes = known_closes(world.panel.close[: row + 1], world.panel.splits[: row + 1])
+    real, revised = real_trades(memory, session), revised_in(world.panel, memory, session)
+    base = morning.cash + morning.funds.other_exposure
+    totals, causes = [base, base], dict.fromkeys(Cause, 0.0)
+    for n, symbol in enumerate(symbols):
+        first, second, third = ([trade for trade in trades if trade.symbol == symbol] for trades in (*plans, real))
+        days, held = (first, second, third), float(morning.book.quantity[n])
+        totals = [total + worth(trades, held, closes[n]) for total, trades in zip(totals, (days[0], days[2]), strict=True)]
+        for cause, amount in symbol_causes(days, held, closes[n], why, symbol in revised, world.settings).items():
+            causes[cause] += amount
+    paid = dividends_missing(world, memory, session, morning.book.quantity)
+    causes[Cause.REVISION] += paid
+    actual = float(memory.closes.get(session, totals[1]))
+    rest = Cause.MANUAL if morning.funds.other_count else Cause.REVISION if revised else Cause.RESIDUAL
+    causes[rest] += actual - totals[1]
+    return round(totals[0] - paid, 2), actual, {cause: round(amount, 2) for cause, amount in causes.items()}
+
 # %% ../nbs/13b_parity.ipynb #e72cafa9
 @dataclass(frozen=True)
 class Compared:
@@ -518,74 +601,6 @@ class Compared:
         said = [f"{row.symbol} {row.live:g} shares ({row.live_reason}), backtest {row.backtest:g} ({row.backtest_reason}): {row.cause}"
                 for row in records(self.differences)]  # fmt: skip
         return f"{self.session}: " + "; ".join(said) if said else ""
-
-# %% ../nbs/13b_parity.ipynb #f73db252
-def recorded_orders(
-    memory: Memory,
-    symbols: Sequence[str],
-    session: date,
-) -> Orders | None:  # None: nobody decided
-    "The plan of a session as it was written down"
-    rows = memory.decisions[memory.decisions["session"] == session].set_index("symbol")
-    if rows.empty:
-        return None
-    columns = (rows.loc[list(symbols), name] for name in ("quantity", "code", "rank"))
-    quantity, code, rank = (column.to_numpy(kind) for column, kind in zip(columns, (np.float64, np.int64, np.int64), strict=True))
-    return Orders(quantity.copy(), code.copy(), rank.copy(), queue_of(rank))
-
-
-def different(
-    symbols: Sequence[str],
-    live: Orders,
-    backtest: Orders,
-    why: Cause,
-) -> pd.DataFrame:  # one row a symbol decided otherwise
-    "Where two plans are not the same"
-    rows = [
-        (symbol, live.quantity[n], backtest.quantity[n], Reason(live.reason[n]).name, Reason(backtest.reason[n]).name, str(why))
-        for n, symbol in enumerate(symbols)
-        if live.quantity[n] != backtest.quantity[n] or live.reason[n] != backtest.reason[n]
-    ]
-    return pd.DataFrame(rows, columns=["symbol", "live", "backtest", "live_reason", "backtest_reason", "cause"])
-
-# %% ../nbs/13b_parity.ipynb #718253f8
-def dividends_missing(world: World, memory: Memory, session: date, held: Floats) -> float:  # USD
-    "What was paid in a morning, less what the bars say now"
-    row = world.panel.row(session)
-    due = sum(dividend_cash(q, paid) for q, paid in zip(held, world.panel.dividends[row], strict=True) if q > 0 and paid > 0)
-    rows = memory.actions[(memory.actions["session"] == session) & (memory.actions["kind"] == "dividend")]
-    return round(float(rows["cash"].sum()) - float(due), 2)
-
-# %% ../nbs/13b_parity.ipynb #11dfb841
-def explained(
-    world: World,
-    memory: Memory,
-    session: date,
-    morning: Morning,
-    plans: tuple[list[Trade], list[Trade]],  # expected; the recorded plan, filled as in the backtest
-    why: Cause,  # of another decision
-) -> tuple[float, float, dict[Cause, float]]:  # USD at the close: expected, actual; and the causes
-    "Split the difference of one session"
-    row, symbols = world.panel.row(session), world.panel.symbols
-    closes = known_closes(world.panel.close[: row + 1], world.panel.splits[: row + 1])
-    rows = memory.fills[memory.fills["session"] == session]
-    real = [Trade(*fill) for fill in records(rows[["symbol", "reason", "quantity", "price", "fee"]])]
-    revised = revised_in(world.panel, memory, session)
-    base = morning.cash + morning.funds.other_exposure
-    totals, causes = [base, base], dict.fromkeys(Cause, 0.0)
-    for n, symbol in enumerate(symbols):
-        first, second, third = ([trade for trade in trades if trade.symbol == symbol] for trades in (*plans, real))
-        days = first, second, third
-        held = float(morning.book.quantity[n])
-        totals = [total + worth(trades, held, closes[n]) for total, trades in zip(totals, (days[0], days[2]), strict=True)]
-        for cause, amount in symbol_causes(days, held, closes[n], why, symbol in revised, world.settings).items():
-            causes[cause] += amount
-    paid = dividends_missing(world, memory, session, morning.book.quantity)
-    causes[Cause.REVISION] += paid
-    actual = float(memory.closes.get(session, totals[1]))
-    rest = Cause.MANUAL if morning.funds.other_count else Cause.REVISION if revised else Cause.RESIDUAL
-    causes[rest] += actual - totals[1]
-    return round(totals[0] - paid, 2), actual, {cause: round(amount, 2) for cause, amount in causes.items()}
 
 # %% ../nbs/13b_parity.ipynb #33ed1329
 def compared(world: World, memory: Memory, session: date) -> Compared:
@@ -687,7 +702,7 @@ def model_then(memory: Memory, session: date) -> str | None:
     before = memory.signals[[day <= session for day in memory.signals["session"]]]
     return None if before.empty or pd.isna(before["model_id"].iloc[-1]) else str(before["model_id"].iloc[-1])
 
-
+# %% ../nbs/13b_parity.ipynb #665caba1
 def universe_then(memory: Memory, panel: Panel, session: date) -> Panel:
     "The bars of the symbols that were decided about, then or the last time before"
     before = memory.decisions[[day <= session for day in memory.decisions["session"]]]
@@ -732,7 +747,7 @@ def day_named(text: str) -> date | None:  # None: not named
     except ValueError:
         raise InputError(f"session: found {text!r}, allowed: a date such as 2013-02-01") from None
 
-
+# %% ../nbs/13b_parity.ipynb #e6338851
 def parity_between(
     settings: Settings,
     engine: Engine,
