@@ -58,7 +58,7 @@ def rate(value: float | None, form: str) -> str:
     "A number in a format, or a dash"
     return "–" if value is None else format(value, form)
 
-
+# %% ../nbs/19a_daily.ipynb #37c4b86a
 def performance_line(name: str, numbers: Mapping[str, Any]) -> str:
     "What a strategy brought, in one line"
     line = (
@@ -225,7 +225,7 @@ def promote(
     row = promote_by_hand(workspace.settings, workspace.engine, model, reason, utc_now())
     show_facts({"champion": row.id, "standing": standing(workspace.engine, row)}, json_)
 
-
+# %% ../nbs/19a_daily.ipynb #9a7d843a
 def rollback(reason: Why, json_: Json = False) -> None:
     "Make the champion before this one champion again."
     from alpha_trader.promotion import roll_back
@@ -234,7 +234,7 @@ def rollback(reason: Why, json_: Json = False) -> None:
     row = roll_back(workspace.settings, workspace.engine, reason, utc_now())
     show_facts({"champion": row.id, "standing": standing(workspace.engine, row)}, json_)
 
-
+# %% ../nbs/19a_daily.ipynb #37f2684b
 def judge(
     model: Annotated[str, typer.Argument(help="Its id, as alpha-trader models shows it.")],
     json_: Json = False,

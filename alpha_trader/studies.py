@@ -70,7 +70,7 @@ End = Annotated[str, typer.Option(help="Last session.")]
 Wishes = Annotated[list[str], typer.Option("--set", help="section.key=value, as often as needed.")]
 NoCosts = Annotated[bool, typer.Option("--no-costs", help="In a world without costs; every picture says so.")]
 
-
+# %% ../nbs/19b_studies.ipynb #5a51ffd7
 def backtest(
     symbols: Symbols = "",
     days: Days = 0,
@@ -124,7 +124,7 @@ def diff_facts(found: SignalDiff) -> dict[str, Any]:
     tables = {"numbers": found.numbers(), "sessions": found.sessions(), "features": found.features()}
     return {"status": "success", **found.facts(), **{name: table.to_dict("records") for name, table in tables.items()}}
 
-
+# %% ../nbs/19b_studies.ipynb #ec039c26
 def diff(
     old: Annotated[str, typer.Argument(help="A settings file, or a git revision.")],
     new: Annotated[str, typer.Argument(help="The same, to be compared with it.")],
@@ -183,7 +183,7 @@ def search_facts(found: Search) -> dict[str, Any]:
     "A search for a program"
     return {"status": "success", **found.facts(), "members": found.tuned.model_dump(mode="json")["members"]}
 
-
+# %% ../nbs/19b_studies.ipynb #a982b508
 def tune(
     trials: Annotated[int | None, typer.Option(help="Of each kind of member; that of settings.ini when left out.")] = None,
     members: Annotated[str, typer.Option(help="Such as lightgbm,xgboost; those of settings.ini when left out.")] = "",
