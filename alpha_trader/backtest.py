@@ -170,7 +170,7 @@ def cost_table(
         table[n] = round_trip_cost(price[n], costs)
     return table
 
-
+# %% ../nbs/10_backtest.ipynb #599e1d76
 def market_history(forecast: Forecast, costs: CostRules) -> Market:
     "The forecast as the plan reads it"
     tables = (forecast.price, forecast.block, forecast.predicted, forecast.confidence, forecast.volatility)
@@ -243,7 +243,7 @@ def note_entry(
         place += 1
     held[place] = n
 
-
+# %% ../nbs/10_backtest.ipynb #4ede5c2c
 @step
 def note_exit(
     n: int,  # symbol
@@ -282,7 +282,7 @@ def note_fill(
     price: float,  # USD per share
     fee: float,  # USD
     flow: float,  # whole cents added to the cash
-    reason: int,
+    reason: int,  # a `Reason`
     ledger: Ledger,  # written
 ) -> None:
     "Write one fill into the ledger"
@@ -662,7 +662,7 @@ def history_of(
     "A panel and its predictions, prepared"
     return History(panel, tape_of(panel), forecast_of(panel, predicted, confidence, max_move, gate))
 
-
+# %% ../nbs/10_backtest.ipynb #51759fe4
 def walk_history(
     history: History,
     settings: Settings,
