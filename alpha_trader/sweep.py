@@ -6,7 +6,7 @@
 __all__ = ['WALKED', 'TRAINED', 'LIMIT', 'STRETCH', 'ABREAST', 'CHUNK', 'RETURNS', 'Views', 'Predictor', 'swept_kind', 'evenly',
            'parse_range', 'Grid', 'changed_section', 'point_settings', 'checked_grid', 'parse_grid', 'rule_row',
            'rules_in', 'Measures', 'curve_measures', 'reset', 'price_costs', 'wishes_differ', 'measure', 'abreast',
-           'account_of', 'walk_sets', 'walked_sets', 'SweepResult', 'part_path', 'returns_part', 'keep_part',
+           'account_of', 'walk_sets', 'walked_sets', 'part_path', 'returns_part', 'SweepResult', 'keep_part',
            'kept_part', 'sweep_key', 'check_prices', 'trained_points', 'chunks_of', 'walk_chunk', 'sweep_table',
            'run_sweep', 'best']
 
@@ -274,7 +274,7 @@ def price_costs(
     for n in range(market.price.size):
         market.cost[n] = round_trip_cost(market.price[n], costs)
 
-
+# %% ../nbs/10c_sweep.ipynb #59d30a59
 @step
 def wishes_differ(
     row: Floats,  # as `rule_row` makes it
@@ -327,7 +327,7 @@ def abreast(
     curves = {name: rows(getattr(ledger, name)) for name in ("used", "cash", "equity", "income")}
     return states, ledger._replace(**curves)
 
-
+# %% ../nbs/10c_sweep.ipynb #16d60d83
 @kernel
 def account_of(
     k: int,
@@ -405,11 +405,24 @@ def walked_sets(
     )  # fmt: skip
     return measures, returns
 
-# %% ../nbs/10c_sweep.ipynb #bfc3cf96
+# %% ../nbs/10c_sweep.ipynb #b6c0aa0a
 CHUNK = 256  # sets in one file
 RETURNS = 256 * 2**20  # bytes of daily returns that are kept
 
 
+def part_path(folder: Path, chunk: int) -> Path:
+    "Where the measures of a chunk are kept"
+    return folder / f"part-{chunk:06d}.parquet"
+
+
+def returns_part(folder: Path, chunk: int) -> NDArray[np.float32]:  # [sets, sessions], read as needed
+    "The daily returns of a chunk"
+    path = part_path(folder, chunk).with_suffix(".npy")
+    if not path.exists():
+        raise InputError(f"sweep: no daily returns in {folder.name}: they are kept up to {RETURNS // 2**20} MiB")
+    return np.load(path, mmap_mode="r")
+
+# %% ../nbs/10c_sweep.ipynb #bfc3cf96
 @dataclass(frozen=True)
 class SweepResult:
     "Every point of a grid, walked"
@@ -436,19 +449,6 @@ class SweepResult:
                 parts[chunk] = returns_part(self.folder, chunk)
             matrix[:, column] = parts[chunk][number % CHUNK]
         return matrix
-
-# %% ../nbs/10c_sweep.ipynb #b6c0aa0a
-def part_path(folder: Path, chunk: int) -> Path:
-    "Where the measures of a chunk are kept"
-    return folder / f"part-{chunk:06d}.parquet"
-
-
-def returns_part(folder: Path, chunk: int) -> NDArray[np.float32]:  # [sets, sessions], read as needed
-    "The daily returns of a chunk"
-    path = part_path(folder, chunk).with_suffix(".npy")
-    if not path.exists():
-        raise InputError(f"sweep: no daily returns in {folder.name}: they are kept up to {RETURNS // 2**20} MiB")
-    return np.load(path, mmap_mode="r")
 
 # %% ../nbs/10c_sweep.ipynb #e73f205d
 def keep_part(
@@ -517,7 +517,7 @@ def check_prices(
 # %% ../nbs/10c_sweep.ipynb #452718c5
 Predictor = Callable[[Settings], Views]
 
-# %% ../nbs/10c_sweep.ipynb #033d643e
+
 def trained_points(grid: Grid) -> int:  # 1 when nothing is trained again
     "How many combinations of settings need predictions of their own"
     return math.prod(len(v) for p, v in zip(grid.paths, grid.values, strict=True) if p.partition(".")[0] in TRAINED)
