@@ -290,7 +290,7 @@ def said_then(memory: Memory, panel: Panel, line: str) -> np.ndarray:  # float64
     rows = memory.signals[[day in days for day in memory.signals["session"]]]
     return predictions_made(panel.sessions, panel.symbols, records(rows[["session", "symbol", "predicted"]]))
 
-
+# %% ../nbs/13b_parity.ipynb #1eed0bfb
 def model_gates(
     panel: Panel,
     settings: Settings,
@@ -304,7 +304,7 @@ def model_gates(
     fitted, horizon, own = panel.row(card.as_of), card.label.horizon, predicted.copy()
     if card.normal and settings.promotion.drift:
         study = Lesson(panel, inputs, label_returns(panel, card.label))
-        own[: fitted + 1] = np.nan  # with hindsight
+        own[: fitted + 1] = np.nan
         if card.parent and memory is not None:
             own = said_then(memory, panel, card.parent)
         gate[fitted:] = gates_of(Normal.from_dict(card.normal), study, own, slice(fitted, rows), horizon)
