@@ -96,7 +96,8 @@ class Wire:
         self.server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients die here on purpose
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.open = True
-        threading.Thread(target=self.serve, daemon=True).start()
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
 
     def serve(self) -> None:
         "Wait for connections without ever waking for nothing: hundreds of these live in one process of tests"
@@ -151,6 +152,9 @@ class Wire:
 
     def close(self) -> None:
         self.open = False
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # refuses from now on, and wakes the thread
+            self.server.socket.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # where a socket that listens cannot be shut down, a visitor wakes it
             socket.create_connection(self.server.server_address[:2], 1.0).close()
+        self.thread.join(5.0)
         self.server.server_close()
