@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REFUSALS', 'TRIES', 'MOST_PAGES', 'CALLS', 'MINUTE', 'reason_of', 'sentence_in', 'refuse', 'events_as_list',
-           'is_order', 'Line', 'decimal', 'moment', 'walk_pages', 'alpaca_keys', 'shared_limit', 'line_to', 'limit_of',
-           'line_of']
+           'is_order', 'RawLine', 'pause_after', 'Line', 'decimal', 'moment', 'walk_pages', 'alpaca_keys',
+           'shared_limit', 'limit_of', 'line_to', 'line_of']
 
 # %% ../nbs/02b_alpaca_line.ipynb #748f81a8
 import hashlib
@@ -84,17 +84,14 @@ def events_as_list(response: Response, *_: Any, **__: Any) -> None:
         raise Ambiguous(f"events were lost{lost[0][:100]}")
     response._content = f"[{','.join(line.removeprefix('data:') for line in lines if line.startswith('data:'))}]".encode()
 
-# %% ../nbs/02b_alpaca_line.ipynb #d0c851d9
-TRIES = 3  # of a read
-
-
+# %% ../nbs/02b_alpaca_line.ipynb #ccc0fadd
 def is_order(request: PreparedRequest) -> bool:
     "A request that must not be sent twice"
     return request.method in ("POST", "PATCH")
 
-
-class Line:
-    "Requests to one host of Alpaca, as JSON"
+# %% ../nbs/02b_alpaca_line.ipynb #29e4b5f8
+class RawLine:
+    "One request at a time to one host of Alpaca, as JSON"
 
     def __init__(
         self,
@@ -124,20 +121,34 @@ class Line:
         except ValueError:
             raise Ambiguous(f"{what}: an answer that is not JSON") from None
 
+# %% ../nbs/02b_alpaca_line.ipynb #e95114b7
+TRIES = 3  # of a read
+
+
+def pause_after(
+    error: Exception,  # that ended a try
+    tried: int,  # times so far, from 1
+    clock: Callable[[], datetime],  # UTC
+) -> float:  # seconds
+    "How long to wait before a read is tried again"
+    if isinstance(error, RateLimited):
+        return max((error.retry_at - clock()).total_seconds(), 0.0)
+    return 0.5 * 2 ** (tried - 1)
+
+# %% ../nbs/02b_alpaca_line.ipynb #d0c851d9
+class Line(RawLine):
+    "Requests to one host of Alpaca, as JSON"
+
     def read(self, path: str, data: Any = None, what: str = "", version: str = "v2", method: str = "GET") -> Any:
         "Ask until there is an answer, at most three times"
-        for left in reversed(range(TRIES)):
+        for tried in range(1, TRIES + 1):
             try:
                 return self.ask(method, path, data, version, what or path)
-            except RateLimited as limited:
-                pause = (limited.retry_at - self.clock()).total_seconds()
-                if not left:
+            except (RateLimited, NotSent, Ambiguous) as error:
+                if tried == TRIES:
                     raise
-            except (NotSent, Ambiguous):
-                pause = 0.5 * 2 ** (TRIES - 1 - left)
-                if not left:
-                    raise
-            self.sleep(max(pause, 0.0))
+                pause = pause_after(error, tried, self.clock)
+            self.sleep(pause)
         raise AssertionError("unreachable")
 
     def write(self, path: str, body: Mapping[str, str], what: str) -> Any:
@@ -158,7 +169,7 @@ def decimal(value: object, name: str = "number") -> Decimal:
         raise ProtocolError(f"{name} is {value!r}, a number was expected")
     return found
 
-
+# %% ../nbs/02b_alpaca_line.ipynb #789f86aa
 def moment(text: object) -> datetime:  # UTC
     "A time of theirs; they write nanoseconds, we keep microseconds"
     try:
@@ -201,7 +212,7 @@ def alpaca_keys(settings: Settings) -> tuple[str, str]:  # key, secret
         raise SettingsError(f".env {' and '.join(missing)}: found nothing, needed: the keys of Alpaca; {where}")
     return key.get_secret_value(), secret.get_secret_value()
 
-
+# %% ../nbs/02b_alpaca_line.ipynb #86b4ba17
 CALLS, MINUTE = 180, 60.0  # requests in so many seconds
 
 
@@ -213,6 +224,11 @@ def shared_limit(
 ) -> RateLimit:
     "The limit that all processes of one key share"
     return RateLimit(folder / f"alpaca-{hashlib.blake2b(key.encode(), digest_size=6).hexdigest()}.sqlite", calls, seconds)
+
+# %% ../nbs/02b_alpaca_line.ipynb #f7a9e572
+def limit_of(settings: Settings) -> RateLimit:
+    "The shared limit of the settings' key"
+    return shared_limit(settings.data_dir / "limits", alpaca_keys(settings)[0])
 
 # %% ../nbs/02b_alpaca_line.ipynb #06233843
 def line_to(
@@ -233,12 +249,7 @@ def line_to(
 
     return Line(TradingClient(key, secret, paper=url != LIVE_HOST, **how), wait, clock, sleep)
 
-
-def limit_of(settings: Settings) -> RateLimit:
-    "The shared limit of the settings' key"
-    return shared_limit(settings.data_dir / "limits", alpaca_keys(settings)[0])
-
-
+# %% ../nbs/02b_alpaca_line.ipynb #700f9f8e
 def line_of(
     settings: Settings,
     data: bool = False,  # to the data host instead of the trading host
