@@ -45,7 +45,7 @@ class Check:
         "For a person"
         return f"{self.state:<6} {self.name:<12} {self.found}" + (f"; {self.remedy}" if self.remedy else "")
 
-
+# %% ../nbs/17a_doctor.ipynb #98216d70
 REMEDIES: tuple[tuple[type[AlphaTraderError], str], ...] = (
     (SettingsError, "see .env.example"),
     (AuthFailed, "put the keys of the right account into .env"),
@@ -53,7 +53,7 @@ REMEDIES: tuple[tuple[type[AlphaTraderError], str], ...] = (
     (RateLimited, "wait a minute: something else uses the same keys"),
 )
 
-
+# %% ../nbs/17a_doctor.ipynb #774c1965
 def look_at(
     name: str,
     work: Callable[[], str | Check],  # what was found, or a finding of its own
@@ -78,7 +78,7 @@ def needed_names(settings: Settings) -> tuple[str, ...]:
     names = (ALPACA_NAMES if "alpaca" in used else ()) + (KIS_NAMES if "kis" in used else ())
     return names + (KIS_PAPER_NAMES if settings.broker.name == "kis" and settings.broker.mode == "paper" else ())
 
-
+# %% ../nbs/17a_doctor.ipynb #b233dabb
 def keys_check(settings: Settings) -> str | Check:
     "Are the secrets there that are needed?"
     names = needed_names(settings)
@@ -106,7 +106,7 @@ def account_check(broker: Broker) -> str | Check:
     equity, cash = (won_beside(amount, state.won or Decimal(0)) for amount in (state.equity, state.cash))
     return f"{kind} account in {state.currency}, equity {equity}{f', cash {cash}' if state.won else ''}, buying power {usd_text(state.buying_power)}"
 
-
+# %% ../nbs/17a_doctor.ipynb #4212a158
 def clock_check(
     settings: Settings,
     broker: Broker,
@@ -131,7 +131,7 @@ def symbols_check(broker: Broker, symbols: Sequence[str]) -> str | Check:
         return Check("symbols", "wrong", f"not tradable: {named(no)}", "take them out of [data] watchlist, or correct their spelling")
     return f"all {len(symbols)} are tradable"
 
-
+# %% ../nbs/17a_doctor.ipynb #57f8506b
 def data_check(settings: Settings, source: BarSource, now: datetime) -> str | Check:
     "Does the source answer, with what is new?"
     last = last_completed_session(data_now(settings, source, now))
@@ -142,7 +142,7 @@ def data_check(settings: Settings, source: BarSource, now: datetime) -> str | Ch
     newest = frame.index[-1].date()
     return f"{source.name}/{source.feed}, newest bar of {symbols[0]}: {newest}" + ("" if newest == last else f" (expected {last})")
 
-
+# %% ../nbs/17a_doctor.ipynb #28aa2e9b
 def bars_check(settings: Settings) -> str:
     "What is on disk"
     try:
@@ -159,7 +159,7 @@ def rate_check(settings: Settings) -> str | Check:
         return Check("rate limit", "wrong", f"{used} of {CALLS} requests used in the last minute", "wait a minute, or stop what else uses these keys")
     return f"{used} of {CALLS} requests used in the last minute"
 
-
+# %% ../nbs/17a_doctor.ipynb #20e50b6c
 def store_check(settings: Settings) -> str | Check:
     "Can the store be opened, and is trading halted?"
     engine = open_store(settings.store_url)
@@ -170,7 +170,7 @@ def store_check(settings: Settings) -> str | Check:
         return Check("store", "wrong", f"account {account} is halted: {stopped}", "alpha-trader resume, when the reason is gone")
     return f"{engine.dialect.name}, account {account}"
 
-
+# %% ../nbs/17a_doctor.ipynb #ad08f461
 LEAST = 1_000_000_000  # bytes
 
 
@@ -200,7 +200,7 @@ def broker_checks(settings: Settings, symbols: Sequence[str], clock: Callable[[]
         checks.append(look_at("symbols", partial(symbols_check, broker, symbols)))
     return checks
 
-
+# %% ../nbs/17a_doctor.ipynb #8cd9edc7
 def examine(
     settings: Settings,
     clock: Callable[[], datetime] = machine_time,  # of the computer, aware UTC
@@ -220,7 +220,7 @@ def examine(
     checks.append(look_at("store", lambda: store_check(settings)))
     return [*checks, look_at("disk", lambda: disk_check(settings.root))]
 
-
+# %% ../nbs/17a_doctor.ipynb #6042bb82
 def diagnosis(checks: Sequence[Check]) -> dict[str, Any]:
     "The findings for a program"
     return {"status": "wrong" if any(check.state == "wrong" for check in checks) else "ok", "checks": [asdict(check) for check in checks]}
