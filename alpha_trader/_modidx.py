@@ -1462,6 +1462,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'alpha_trader.promotion.against': ('promotion.html#against', 'alpha_trader/promotion.py'),
                                         'alpha_trader.promotion.before_and_after': ( 'promotion.html#before_and_after',
                                                                                      'alpha_trader/promotion.py'),
+                                        'alpha_trader.promotion.count_look': ('promotion.html#count_look', 'alpha_trader/promotion.py'),
                                         'alpha_trader.promotion.fine_tune': ('promotion.html#fine_tune', 'alpha_trader/promotion.py'),
                                         'alpha_trader.promotion.full_fit': ('promotion.html#full_fit', 'alpha_trader/promotion.py'),
                                         'alpha_trader.promotion.gate': ('promotion.html#gate', 'alpha_trader/promotion.py'),
