@@ -351,8 +351,8 @@ def account_of(
 def walk_sets(
     rows: Floats,  # [S, 22] as `rule_row` makes them
     tape: Tape,
-    market: Market,  # its costs are scratch
-    wishes: Wishes,  # scratch
+    market: Market,  # at first with the costs of the first set; written
+    wishes: Wishes,  # at first those of the first set; written
     forecast: Forecast,
     first: int,
     stop: int,
@@ -368,7 +368,7 @@ def walk_sets(
     done = 0
     while done < rows.shape[0]:
         rules, costs = rules_in(rows[done])
-        if done == 0 or wishes_differ(rows[done], rows[done - 1]):
+        if done > 0 and wishes_differ(rows[done], rows[done - 1]):
             price_costs(market, costs)
             write_wishes(orders.reason.size, market, rules.signals, wishes)
         count = 0

@@ -1,7 +1,10 @@
 """Shared by all tests: the `--slow` switch and a workspace of one's own"""
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import settings
@@ -9,6 +12,7 @@ from hypothesis import settings
 settings.register_profile("busy machine", deadline=None)  # no test asserts a time
 settings.load_profile("busy machine")
 CHECKOUT = Path(__file__).resolve().parents[1]
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # many commits, and no power cut to fear
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,3 +34,10 @@ def workspace(tmp_path: Path) -> Path:
     for name in ("data", "models"):
         (tmp_path / name).mkdir()
     return tmp_path
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    "A folder in memory, gone after the test"
+    with TemporaryDirectory(dir=MEMORY) as name:
+        yield Path(name)

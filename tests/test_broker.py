@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from conftest import MEMORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers.alpaca import KEY, SECRET, Alpaca
@@ -51,7 +52,6 @@ from alpha_trader.samples import synthetic_panel
 from alpha_trader.sessions import session_close, session_open
 from alpha_trader.simulated import FaultPlan, SimBroker
 
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # many commits, and no power cut to fear
 DAYS = [date(2024, 1, day) for day in (2, 3, 4, 5, 8)]
 CAPITAL = Decimal(100_000)
 COSTS = CostRules(0.001, 0.0, 0.0002, 0.0001, 0.01)

@@ -6,7 +6,7 @@ positions are the broker's; I4 no fill counted twice; I5 what may still fill is 
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from conftest import MEMORY
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
@@ -81,7 +82,6 @@ from alpha_trader.store import (
     writing,
 )
 
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # many commits, and no power cut to fear
 DAYS = [date(2024, 1, day) for day in (2, 3, 4, 5, 8, 9, 10, 11)]
 START = session_open(DAYS[0])
 CAPITAL = Decimal(100_000)
@@ -158,12 +158,6 @@ class Hand:
 
     def alarms(self) -> list[str]:
         return [row.kind for row in self.rows(RiskEventRow)]
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with TemporaryDirectory(dir=MEMORY) as name:
-        yield Path(name)
 
 
 def store_in(folder: Path) -> tuple[Engine, int]:

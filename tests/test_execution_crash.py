@@ -24,6 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from conftest import MEMORY
 from sqlalchemy import select
 
 from alpha_trader.domain import IntentStatus, LeaseHeld, OrderIntent, OrderType, Purpose, Side
@@ -44,7 +45,6 @@ from alpha_trader.store import (
     this_process,
 )
 
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a killed process is no power cut
 TAPE = synthetic_panel(symbols=6, sessions=64, seed=11)
 DAYS = TAPE.sessions.tolist()
 COSTS = CostRules(0.001, 0.0, 0.0002, 0.0001, 0.01)

@@ -8,13 +8,12 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -77,7 +76,6 @@ from alpha_trader.store import (
     reading,
 )
 
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 NUMBER = f"{ACCOUNT}-{PRODUCT}"
 SECRETS = (ACCOUNT, REAL_KEY, REAL_SECRET, PAPER_KEY, PAPER_SECRET, "eyJ-")
 ORDERS, CANCELS = "/trading/order", "/trading/order-rvsecncl"
@@ -117,12 +115,6 @@ def bench_at(service: Kis, folder: Path, paper: bool, wait: Callable[[], None] |
     clock, sleep = lambda: service.exchange.now, naps.append if wait else time.sleep
     line = kis_line(Keys(REAL_KEY, REAL_SECRET), twin, NUMBER, HTS_ID, folder / "kis", clock, urls, wait, sleep)
     return Bench(service, line, folder / "kis", naps)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with TemporaryDirectory(dir=MEMORY) as name:
-        yield Path(name)
 
 
 @pytest.fixture(params=["real", "paper"])

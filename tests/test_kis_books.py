@@ -5,17 +5,15 @@ shows. Amounts are worked out by hand: ten shares at 100 USD, an estimate of 0.1
 """
 
 import sqlite3
-from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from servers.wire import Fault
 from sqlalchemy import select
 from test_broker import CAPITAL, DAYS, EVER, buy, sell
-from test_kis import MEMORY, NUMBER, Bench, Hand, at, bench, hand_at, said
+from test_kis import NUMBER, Bench, Hand, at, bench, hand_at, said
 
 from alpha_trader.domain import IntentStatus
 from alpha_trader.fills import CostRules
@@ -25,12 +23,6 @@ from alpha_trader.store import CorporateActionRow, FillRow, get_state, reading
 
 COSTS = CostRules(commission_rate=0.001, commission_per_share=0.0, half_spread=0.0, slippage=0.0, impact=0.0)
 STATEMENT, RIGHTS = "inquire-period-trans", "period-rights"
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with TemporaryDirectory(dir=MEMORY) as name:
-        yield Path(name)
 
 
 @pytest.fixture(params=["real", "paper"])

@@ -10,7 +10,6 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from servers.kis import ACCOUNT, HTS_ID, PAPER_KEY, PAPER_SECRET, PRODUCT, RATE,
 from servers.wire import Fault
 from sqlalchemy import select
 from test_broker import CAPITAL, DAYS, buy, target
-from test_kis import LISTS, MEMORY, NUMBER, Bench, at, bench, bench_at, book, hand_at
+from test_kis import LISTS, NUMBER, Bench, at, bench, bench_at, book, hand_at
 
 from alpha_trader.domain import AuthFailed, IntentStatus, OrderStatus
 from alpha_trader.kis_broker import LiveKis, PaperKis, live_kis, open_kis, paper_kis
@@ -27,12 +26,6 @@ from alpha_trader.risk import day_loss_breached, risk_rules
 from alpha_trader.sessions import session_close, session_open
 from alpha_trader.settings import BrokerSettings, KisSettings, Secrets, Settings, SettingsError
 from alpha_trader.store import IntentRow, reading
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with TemporaryDirectory(dir=MEMORY) as name:
-        yield Path(name)
 
 
 @pytest.fixture
